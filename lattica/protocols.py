@@ -1,0 +1,38 @@
+"""Every protocol id, size limit and time limit, each with its unit and its reason. One table, no code.
+
+A peer can make nothing grow that has no bound here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Protocol ids. A new version of a protocol gets a new id; both are served for one release.
+RPC: Final = "/lattica/rpc/1.0.0"  # services that a user registers
+SHARD: Final = "/lattica/shard/1.0.0"  # sessions of distributed inference
+RECORDS: Final = "/lattica/records/1.0.0"  # signed records, kept by the bootstrap peers
+GATED_PREFIX: Final = "/lattica/"  # every inbound stream under it passes the node's gate
+
+# Frames (bytes)
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+MAX_FRAME_BYTES: Final = 64 * MIB  # one argument list or one reply; larger values belong in a blob or a stream
+MAX_METHOD_BYTES: Final = 256  # "service.method"
+MAX_NESTING: Final = 32  # containers in containers; deeper values are somebody's attack or somebody's bug
+MAX_TENSOR_DIMS: Final = 8  # no model here needs more
+
+# Calls
+DEFAULT_TIMEOUT_SECONDS: Final = 30.0  # of a unary call that names none
+MAX_CALLS_PER_PEER: Final = 4096  # in flight; beyond it OverloadedError instead of a growing queue
+MAX_POOLED_STREAMS: Final = 64  # idle streams kept per peer: go-libp2p allows 75 per protocol and peer
+
+# Records
+MAX_RECORD_KEY_BYTES: Final = 256
+MAX_RECORD_SUBKEY_BYTES: Final = 128
+MAX_RECORD_VALUE_BYTES: Final = 16 * KIB  # records point at content, they do not hold it
+MAX_RECORD_TTL_SECONDS: Final = 48 * 3600.0  # Kademlia's usual upper bound for provider records
+
+# Connections (seconds)
+DIAL_TIMEOUT_SECONDS: Final = 10.0  # one address, TCP to identify
+HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0  # Noise and Yamux on an accepted socket: slow-loris bound
+PING_INTERVAL_SECONDS: Final = 15.0  # rust-libp2p's interval; keeps NAT mappings of 30 s alive
