@@ -7,20 +7,21 @@ alone. A Cid is CIDv1, codec raw, hash BLAKE3-256 (multiformats/cid).
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 
 import base58
 from blake3 import blake3
-import base64
 
-_ED25519_PREFIX = bytes.fromhex("002408011220")  # identity multihash of 36 bytes: protobuf PublicKey, type Ed25519, 32 bytes
+# identity multihash of 36 bytes: protobuf PublicKey { type: Ed25519, data: 32 bytes }
+_ED25519_PREFIX = bytes.fromhex("002408011220")
 _CID_PREFIX = bytes.fromhex("01551e20")  # version 1, codec raw, BLAKE3, 32 bytes
 _MAX_PEER_ID_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class PeerId:
-    """The name of a peer: the multihash of its public key. `str()` gives base58btc, as in `/p2p/12D3Koo...`."""
+    """The name of a peer: its public key's multihash. `str()` gives base58btc, as in `/p2p/12D3Koo...`."""
 
     multihash: bytes
 

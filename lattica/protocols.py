@@ -16,7 +16,7 @@ GATED_PREFIX: Final = "/lattica/"  # every inbound stream under it passes the no
 # Frames (bytes)
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
-MAX_FRAME_BYTES: Final = 64 * MIB  # one argument list or one reply; larger values belong in a blob or a stream
+MAX_FRAME_BYTES: Final = 64 * MIB  # one argument list or reply; larger values belong in a blob or a stream
 MAX_METHOD_BYTES: Final = 256  # "service.method"
 MAX_NESTING: Final = 32  # containers in containers; deeper values are somebody's attack or somebody's bug
 MAX_TENSOR_DIMS: Final = 8  # no model here needs more
