@@ -20,10 +20,23 @@ MAX_FRAME_BYTES: Final = 64 * MIB  # one argument list or reply; larger values b
 MAX_METHOD_BYTES: Final = 256  # "service.method"
 MAX_NESTING: Final = 32  # containers in containers; deeper values are somebody's attack or somebody's bug
 MAX_TENSOR_DIMS: Final = 8  # no model here needs more
+MAX_FRAME_VALUES: Final = (
+    1024 * 1024
+)  # in one frame, tensors not: a Python object costs some 60 bytes, a byte on the wire
+INLINE_BYTES: Final = 4 * KIB  # bytes values from this size travel behind the array, uncopied, as tensors do
 
 # Calls
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0  # of a unary call that names none
 MAX_CALLS_PER_PEER: Final = 4096  # in flight; beyond it OverloadedError instead of a growing queue
+MAX_STREAMS_PER_PEER: Final = MAX_CALLS_PER_PEER + 1024  # inbound, idle ones too: room to answer "overloaded"
+MAX_BUFFERED_BYTES_PER_PEER: Final = (
+    4 * MAX_FRAME_BYTES
+)  # inbound frames under way or unread; then its streams wait
+READ_AHEAD_BYTES: Final = 64 * KIB  # of items that nobody has asked for yet; then the other side waits
+PROBE_SECONDS: Final = 5.0  # how often a stream that we do not read is asked whether it still lives
+LOOK_AFTER_SECONDS: Final = 1.0  # a pooled stream idle for longer is looked at before it carries a call
+MAX_ERROR_BYTES: Final = 4 * KIB  # of an error's text, and again of its details
+MAX_TRACE_BYTES: Final = 64  # a trace id is 16 hex digits; others' tracers use up to 55
 MAX_POOLED_STREAMS: Final = 64  # idle streams kept per peer: go-libp2p allows 75 per protocol and peer
 
 # Records
@@ -31,6 +44,13 @@ MAX_RECORD_KEY_BYTES: Final = 256
 MAX_RECORD_SUBKEY_BYTES: Final = 128
 MAX_RECORD_VALUE_BYTES: Final = 16 * KIB  # records point at content, they do not hold it
 MAX_RECORD_TTL_SECONDS: Final = 48 * 3600.0  # Kademlia's usual upper bound for provider records
+MAX_RECORD_BYTES: Final = 17 * KIB  # value, key, subkey, author, signature and the framing of all
+MAX_RECORDS_PER_AUTHOR: Final = 1024  # slots in one store: a shard announces itself in one
+MAX_RECORDS_PER_KEY: Final = 512  # what `get_all` can answer in one reply, 8.5 MiB at the most
+MAX_RECORD_STORE_BYTES: Final = 64 * MIB  # all records that a node keeps for others, in memory
+RECORD_SLOT_BYTES: Final = 1024  # what a slot counts for beside its value, so that empty records cost too
+RECORD_CLOCK_SLACK_SECONDS: Final = 300.0  # how far an author's clock may run ahead of a keeper's
+RECORD_TIMEOUT_SECONDS: Final = 10.0  # one keeper's answer, the dial included
 
 # Connections (seconds)
 DIAL_TIMEOUT_SECONDS: Final = 10.0  # one address, TCP to identify
