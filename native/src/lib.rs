@@ -1,5 +1,15 @@
-//! The Python face of the native parts; see `lattica/_native.pyi`.
-use pyo3::prelude::*;
+//! The native parts: seeded noise, the walk down a draft tree, the suffix automaton.
+//!
+//! The modules know no Python. This file is the shim: it checks buffers, releases the GIL and maps errors; what Python
+//! sees is described in `lattica/_native.pyi`.
 
-#[pymodule]
-mod _native {}
+pub mod math;
+pub mod noise;
+pub mod row;
+pub mod sample;
+mod simd;
+pub mod walk;
+
+// A test binary of an extension module has no Python to link against, and the modules above need none.
+#[cfg(not(test))]
+mod python;
