@@ -80,3 +80,15 @@ class DraftTree:
         return DraftTree(
             self.tokens[:nodes], self.parents[:nodes], None if self.scores is None else self.scores[:nodes]
         )
+
+    def shallow(self, depth: int) -> DraftTree:
+        """The tree without nodes deeper than `depth`, in the same order."""
+        if max(self.depths) <= depth:
+            return self
+        kept = [node for node, d in enumerate(self.depths) if d <= max(depth, 0)]
+        place = {node: index for index, node in enumerate(kept)}
+        return DraftTree(
+            [self.tokens[node] for node in kept],
+            [place.get(self.parents[node], -1) for node in kept],
+            None if self.scores is None else [self.scores[node] for node in kept],
+        )
