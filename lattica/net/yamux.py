@@ -84,6 +84,7 @@ class _Stream:
     receive_window: int = INITIAL_WINDOW  # what the other side may still send
     window: int = INITIAL_WINDOW  # what receive_window and unread bytes add up to after a credit
     unread: int = 0
+    drained: bool = True  # since the last credit the reader once had nothing to read
     ended_here: bool = False
     ended_there: bool = False
     unwanted: bool = False  # nobody reads any more: what arrives is dropped
@@ -164,6 +165,7 @@ class Yamux:
             return
         self._unread -= size
         state.unread -= size
+        state.drained |= state.unread == 0
         if state.ended_there:
             self._forget_if_over(stream, state)
             return
@@ -171,10 +173,11 @@ class Yamux:
         if credit * 2 < state.window:
             return
         growth = min(state.window, MAX_WINDOW - state.window, EXTRA_WINDOWS - self._extra)
-        if state.unread == 0 and growth > 0:  # read as fast as it comes: the window is what holds it up
+        if state.drained and growth > 0:  # the reader waits for the writer: the window may hold it up
             state.window += growth
             self._extra += growth
             credit += growth
+        state.drained = False
         state.receive_window += credit
         self._queue(WINDOW_UPDATE, 0, stream, credit)
 
