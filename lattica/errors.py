@@ -16,7 +16,7 @@ library. Bytes from a peer can raise `RemoteProtocolError` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class LatticaError(Exception):
@@ -91,12 +91,24 @@ class NoSuchMethodError(CallError):
 
 
 class RemoteError(CallError):
-    """The handler on the other side raised. `code` is its exception's class name, `text` its message."""
+    """The handler on the other side raised. `code` is its exception's class name, `text` its message.
 
-    def __init__(self, code: str, text: str, *, method: str | None = None, peer: object = None) -> None:
+    `details` holds what its exception carried in an attribute of that name: plain values.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        text: str,
+        *,
+        method: str | None = None,
+        peer: object = None,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(f"{code}: {text}" if text else code, method=method, peer=peer)
         self.code = code
         self.text = text
+        self.details = dict(details or {})
 
 
 class BlobError(LatticaError):
