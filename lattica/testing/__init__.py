@@ -1,0 +1,10 @@
+"""Networks for tests: hosts in one process under a virtual clock, and a delay for real sockets.
+
+`MemoryNetwork` implements `lattica.net.api.Host`, `DelayProxy` stands between two real programs.
+"""
+
+from lattica.testing.delay import DelayProxy
+from lattica.testing.hosts import MemoryHost
+from lattica.testing.memory import MemoryNetwork
+
+__all__ = ["DelayProxy", "MemoryHost", "MemoryNetwork"]
