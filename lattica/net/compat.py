@@ -23,6 +23,7 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost, _IdentifyNotifee
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection
 from libp2p.network.swarm import Swarm
 
 from lattica.errors import ConfigError, NetworkError, RemoteProtocolError
@@ -54,16 +55,21 @@ def require_version() -> None:
 def quiet_loggers() -> None:
     """Keep libp2p's account of expected failures (a refused dial, a closed stream) out of the node's log.
 
-    It logs them as errors, with tracebacks, partly on the root logger; our own lines say what matters.
+    It logs them as errors with tracebacks; our own lines say what matters. One module sets its own level,
+    another logs through `logging.debug`, which installs a handler on the root logger of the whole program.
     """
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("libp2p."):
+            logging.getLogger(name).setLevel(logging.NOTSET)
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+    swarm_connection.__dict__["logging"] = logging.getLogger(swarm_connection.__name__)
 
 
 def connection_config(max_connections: int) -> ConnectionConfig:
-    """No connection that nobody asked for, none closed that somebody uses.
+    """Limits under which libp2p closes no connection that somebody uses.
 
-    As it comes, libp2p dials known peers while it has fewer than 100 connections, and closes old ones of a
-    peer that has more than three.
+    As it comes, it closes old connections of a peer that has more than three, and any beyond a high-water
+    mark.
     """
     return ConnectionConfig(
         max_connections=max_connections,
@@ -73,6 +79,19 @@ def connection_config(max_connections: int) -> ConnectionConfig:
         max_connections_per_peer=max_connections,
         enable_health_monitoring=False,
     )
+
+
+def no_auto_connector(network: Swarm) -> None:
+    """Keep libp2p from dialling peers that nobody asked it to dial.
+
+    It dials whoever its peer store knows until half of `high_watermark` is reached, whatever `low_watermark`
+    and `min_connections` say (auto_connector.py:293), and a `high_watermark` of 0 closes all connections.
+    """
+
+    async def connect_to_nobody() -> None:
+        await trio.lowlevel.checkpoint()
+
+    network.auto_connector.maybe_connect = connect_to_nobody  # type: ignore[method-assign]  # that is the fix
 
 
 def guard_streams(host: BasicHost, gate: StreamGate) -> None:

@@ -113,13 +113,15 @@ def _network(identity: Identity, transport: Transport, max_connections: int) -> 
     own = ID(identity.peer_id.multihash)
     store = PeerStore()
     store.add_key_pair(own, keys)
-    return Swarm(
+    network = Swarm(
         own,
         store,
         TransportUpgrader({}, {}),  # nothing to upgrade: our transport hands out finished connections
         transports=[transport],
         connection_config=compat.connection_config(max_connections),
     )
+    compat.no_auto_connector(network)
+    return network
 
 
 class Libp2pHost:
@@ -170,9 +172,9 @@ class Libp2pHost:
         """The same without /p2p/: what identify tells."""
         if self._announce:
             return [address.removesuffix(f"/p2p/{self._peer_id}") for address in self._announce]
-        bound = [address for listener in self._network.listeners.values() for address in listener.get_addrs()]
+        listeners = self._network.listeners.values()
         return list(
-            dict.fromkeys(str(found) for address in bound for found in get_thin_waist_addresses(address))
+            dict.fromkeys(a for one in listeners for bound in one.get_addrs() for a in _expanded(bound))
         )
 
     @property
@@ -385,6 +387,15 @@ def _parsed(address: str) -> Multiaddr:
         return Multiaddr(address)
     except Exception as error:  # multiaddr raises what its codecs raise
         raise ConfigError(f"{address!r} is not a multiaddr; they look like /ip4/0.0.0.0/tcp/4001") from error
+
+
+def _expanded(bound: Multiaddr) -> list[str]:
+    """The addresses that a listening address stands for: the loopback one last, it helps this machine alone."""
+    found = [str(address) for address in get_thin_waist_addresses(bound)]
+    for wildcard, loopback in (("/ip4/0.0.0.0/", "/ip4/127.0.0.1/"), ("/ip6/::/", "/ip6/::1/")):
+        if str(bound).startswith(wildcard):
+            found.append(str(bound).replace(wildcard, loopback))
+    return found
 
 
 def _dialable(address: str, peer: PeerId) -> str | None:

@@ -84,7 +84,12 @@ class NoiseHandshake:
         self._buffer += data
         reply = b""
         while self.result is None and (message := self._next_message()) is not None:
-            reply += self._take(message)
+            try:
+                reply += self._take(message)
+            except RemoteProtocolError:
+                raise
+            except Exception as error:  # what noiseprotocol passes on from cryptography, or its own checks
+                raise RemoteProtocolError("the noise handshake failed: not a valid message") from error
         return reply
 
     def _next_message(self) -> bytes | None:
@@ -102,10 +107,7 @@ class NoiseHandshake:
         return message
 
     def _take(self, message: bytes) -> bytes:
-        try:
-            payload = bytes(self._state.read_message(message))
-        except Exception as error:  # the library passes on what cryptography, struct and its own checks raise
-            raise RemoteProtocolError("the noise handshake failed: not a valid message") from error
+        payload = bytes(self._state.read_message(message))
         self._messages_read += 1
         if self._initiator:  # read: e, ee, s, es; write: s, se
             peer = self._check(payload)

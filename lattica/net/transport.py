@@ -110,8 +110,7 @@ class Transport(ITransport):
         except (RemoteProtocolError, ValueError) as error:
             raise OpenConnectionError(str(error)) from error
         except OSError as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            raise OpenConnectionError(cause.strerror or str(error)) from error
+            raise OpenConnectionError(_reason(error)) from error
         except trio.BrokenResourceError as error:
             raise OpenConnectionError("the other side closed the connection during the handshake") from error
 
@@ -166,6 +165,10 @@ class Listener(IListener):
             connection = await self._handshake(stream)
         except (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
             log.debug("an inbound handshake failed: %s", error or type(error).__name__)
+            stream.socket.close()
+            return
+        except Exception:  # a bug of ours must not become everybody's
+            log.exception("an inbound handshake failed")
             stream.socket.close()
             return
         except BaseException:
@@ -284,6 +287,14 @@ def _address_of(name: tuple[Any, ...]) -> Multiaddr:
     """A socket's name as a multiaddr."""
     host = str(name[0]).partition("%")[0]
     return Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{name[1]}")
+
+
+def _reason(error: OSError) -> str:
+    """Why a dial failed: trio puts "all attempts failed" around what the system said."""
+    cause = error.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else error.strerror or str(error)
 
 
 def _advice(error: OSError) -> str:

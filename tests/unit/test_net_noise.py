@@ -144,6 +144,11 @@ def test_a_changed_handshake_never_succeeds(at: float, value: int, last: bool) -
     assert (two if last else one).result is None
 
 
+def test_a_key_of_zeros_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError):  # X25519 with it gives zeros, whatever our key is
+        NoiseHandshake(BOB, initiator=False).receive(framed(bytes(32)))
+
+
 def test_a_long_handshake_message_is_refused_before_it_arrived() -> None:
     with pytest.raises(RemoteProtocolError, match="allowed"):
         NoiseHandshake(ALICE, initiator=False).receive((MAX_HANDSHAKE_BYTES + 1).to_bytes(2, "big"))
