@@ -31,3 +31,28 @@ def gumbel(seed: int, position: int, token: int) -> float:
 
     For tests; the walk never leaves Rust.
     """
+
+class SuffixAutomaton:
+    """A text's suffix automaton that drafts what may come next.
+
+    Every suffix of the text that occurred before votes, the longest first; shorter ones share what it leaves.
+    How much a context of some length may claim starts from a fixed table and is learned from this text.
+    Appending a token takes about 0.2 us; a tree of 64 nodes about 0.4 ms. `max_tokens` (2 to 65536) bounds
+    the memory, at most about 16 MB: beyond it the older half of the text is forgotten.
+
+    Raises:
+        ValueError: `max_tokens` out of range.
+    """
+
+    def __init__(self, max_tokens: int = 65536) -> None: ...
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append tokens (unsigned 32-bit integers)."""
+
+    def draft(self, budget: int) -> tuple[list[int], list[int], list[float]]:
+        """Tokens, parents and path probabilities of a tree, best first.
+
+        Node 0 is the last token; up to `budget` further nodes, never more than 4095.
+
+        Raises:
+            ValueError: there is no token yet.
+        """

@@ -3,6 +3,8 @@
 //! The modules know no Python. This file is the shim: it checks buffers, releases the GIL and maps errors; what Python
 //! sees is described in `lattica/_native.pyi`.
 
+pub mod automaton;
+pub mod draft;
 pub mod math;
 pub mod noise;
 pub mod row;

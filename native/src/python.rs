@@ -4,6 +4,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::draft::Drafter;
 use crate::noise::Place;
 use crate::row::RowError;
 use crate::sample::Warp;
@@ -74,6 +75,36 @@ mod _native {
             crate::walk::walk(&tree, values, vocabulary, Place { seed, position }, warp, logprobs)
         })?;
         Ok((verdict.tokens, verdict.path, verdict.logprobs))
+    }
+
+    #[pyclass]
+    struct SuffixAutomaton(Drafter);
+
+    #[pymethods]
+    impl SuffixAutomaton {
+        #[new]
+        #[pyo3(signature = (max_tokens = crate::draft::MAX_TOKENS))]
+        fn new(max_tokens: usize) -> PyResult<Self> {
+            if !(2..=crate::draft::MAX_TOKENS).contains(&max_tokens) {
+                return Err(PyValueError::new_err(format!(
+                    "max_tokens is {max_tokens}; it is 2 to {}",
+                    crate::draft::MAX_TOKENS
+                )));
+            }
+            Ok(SuffixAutomaton(Drafter::new(max_tokens)))
+        }
+
+        fn extend(&mut self, py: Python<'_>, tokens: Vec<u32>) {
+            py.detach(|| self.0.extend(&tokens));
+        }
+
+        fn draft(&self, py: Python<'_>, budget: usize) -> PyResult<(Vec<u32>, Vec<i64>, Vec<f64>)> {
+            let draft = py.detach(|| self.0.draft(budget));
+            if draft.tokens.is_empty() {
+                return Err(PyValueError::new_err("no token yet: a tree's node 0 is the last one"));
+            }
+            Ok((draft.tokens, draft.parents, draft.scores))
+        }
     }
 
     /// Gumbel noise of one token, for tests: the walk never leaves Rust.
