@@ -21,10 +21,8 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
-from multiaddr.utils import get_thin_waist_addresses
 
 from lattica.errors import (
-    ConfigError,
     DialError,
     LocalProtocolError,
     StreamError,
@@ -32,6 +30,7 @@ from lattica.errors import (
 )
 from lattica.ids import PeerId
 from lattica.net import compat
+from lattica.net.addresses import dialable, expanded, parsed, target
 from lattica.net.api import Peer, PeerListener, StreamHandler
 from lattica.net.attend import Attendant
 from lattica.net.connection import MuxedConnection
@@ -77,11 +76,11 @@ async def open_host(
     """
     compat.require_version()
     compat.quiet_loggers()
-    announced = [str(_parsed(address)) for address in announce]
+    announced = [str(parsed(address)) for address in announce]
     transport = Transport(identity)
     with _single_error():
         try:
-            addresses = [_parsed(address) for address in listen]
+            addresses = [parsed(address) for address in listen]
             for address in addresses:
                 await transport.bind(address)
             network = _network(identity, transport, max_connections)
@@ -174,7 +173,7 @@ class Libp2pHost:
             return [address.removesuffix(f"/p2p/{self._peer_id}") for address in self._announce]
         listeners = self._network.listeners.values()
         return list(
-            dict.fromkeys(a for one in listeners for bound in one.get_addrs() for a in _expanded(bound))
+            dict.fromkeys(a for one in listeners for bound in one.get_addrs() for a in expanded(bound))
         )
 
     @property
@@ -194,7 +193,7 @@ class Libp2pHost:
 
     def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Remember where a peer may be dialled; addresses that are none are left out."""
-        usable = [text for address in addresses if (text := _dialable(address, peer)) is not None]
+        usable = [text for address in addresses if (text := dialable(address, peer)) is not None]
         if usable and peer != self._peer_id:
             self._table.learn(peer, usable)
 
@@ -211,11 +210,11 @@ class Libp2pHost:
     # Connecting
 
     async def connect(self, address: str) -> PeerId:
-        peer, dialable = _target(address)
+        peer, where = target(address)
         if peer == self._peer_id:
             raise DialError(f"{address} is this node's own address")
         if not self._usable(peer):
-            self._table.learn(peer, [dialable])
+            self._table.learn(peer, [where])
             await self._dial(peer)
         await trio.lowlevel.checkpoint()
         return peer
@@ -380,45 +379,6 @@ class _Joined(INotifee):
     async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-
-def _parsed(address: str) -> Multiaddr:
-    try:
-        return Multiaddr(address)
-    except Exception as error:  # multiaddr raises what its codecs raise
-        raise ConfigError(f"{address!r} is not a multiaddr; they look like /ip4/0.0.0.0/tcp/4001") from error
-
-
-def _expanded(bound: Multiaddr) -> list[str]:
-    """The addresses that a listening address stands for: the loopback one last, it helps this machine alone."""
-    found = [str(address) for address in get_thin_waist_addresses(bound)]
-    for wildcard, loopback in (("/ip4/0.0.0.0/", "/ip4/127.0.0.1/"), ("/ip6/::/", "/ip6/::1/")):
-        if str(bound).startswith(wildcard):
-            found.append(str(bound).replace(wildcard, loopback))
-    return found
-
-
-def _dialable(address: str, peer: PeerId) -> str | None:
-    """The address without its /p2p/ID; None when we can't dial it, or it is somebody else's."""
-    try:
-        parsed = Multiaddr(address.removesuffix(f"/p2p/{peer}"))
-    except Exception:
-        return None
-    names = [protocol.name for protocol in parsed.protocols()]
-    return str(parsed) if names[1:] == ["tcp"] and names[0] in ("ip4", "ip6", "dns", "dns4", "dns6") else None
-
-
-def _target(address: str) -> tuple[PeerId, str]:
-    """Whom an address leads to, and where."""
-    before, _, name = address.rpartition("/p2p/")
-    try:
-        peer = PeerId.parse(name)
-    except ValueError as error:
-        raise DialError(f"{address!r} does not end in /p2p/ and a peer id") from error
-    dialable = _dialable(before, peer)
-    if dialable is None:
-        raise DialError(f"cannot dial {address!r}: addresses look like /ip4/192.0.2.1/tcp/4001/p2p/{peer}")
-    return peer, dialable
 
 
 @contextmanager

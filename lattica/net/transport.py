@@ -22,6 +22,7 @@ from multiaddr import Multiaddr
 from lattica.errors import ConfigError, RemoteProtocolError
 from lattica.ids import PeerId
 from lattica.net import multistream, yamux
+from lattica.net.addresses import address_of, host_and_port
 from lattica.net.connection import MuxedConnection
 from lattica.net.identity import Identity
 from lattica.net.noise import PROTOCOL as NOISE
@@ -52,7 +53,7 @@ class Transport(ITransport):
         Raises:
             ConfigError: the address is not ours to use, in use, or not of a kind that we listen on.
         """
-        host, port, family = _host_and_port(address)
+        host, port, family = host_and_port(address)
         if family is None:
             raise ConfigError(
                 f"cannot listen on {address}: name an IP address, such as /ip4/0.0.0.0/tcp/{port}"
@@ -150,7 +151,7 @@ class Listener(IListener):
             await trio.serve_listeners(self._accepted, self._listeners, task_status=task_status)
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
-        return tuple(_address_of(listener.socket.getsockname()) for listener in self._listeners)
+        return tuple(address_of(listener.socket.getsockname()) for listener in self._listeners)
 
     async def close(self) -> None:
         self._scope.cancel()
@@ -239,7 +240,7 @@ async def _secure(stream: trio.SocketStream, identity: Identity, expected: PeerI
         peer=secured.peer,
         initiator=initiator,
         early=early,
-        remote=_address_of(stream.socket.getpeername()),
+        remote=address_of(stream.socket.getpeername()),
     )
 
 
@@ -264,29 +265,13 @@ class _SealedPipe:
 
 
 async def _open(address: Multiaddr) -> trio.SocketStream:
-    host, port, _ = _host_and_port(address)
+    host, port, _ = host_and_port(address)
     first = address.protocols()[0].name
     if first in ("dns4", "dns6"):
         family = stdlib_socket.AF_INET if first == "dns4" else stdlib_socket.AF_INET6
         found = await trio.socket.getaddrinfo(host, port, family, stdlib_socket.SOCK_STREAM)
         host = found[0][4][0]
     return await trio.open_tcp_stream(host, port)
-
-
-def _host_and_port(address: Multiaddr) -> tuple[str, int, stdlib_socket.AddressFamily | None]:
-    """Where an address points; the family is None for names. ConfigError for other kinds of addresses."""
-    names = [protocol.name for protocol in address.protocols()]
-    families = {"ip4": stdlib_socket.AF_INET, "ip6": stdlib_socket.AF_INET6}
-    if names[1:2] != ["tcp"] or names[0] not in (*families, "dns", "dns4", "dns6"):
-        raise ConfigError(f"{address} is not an address of ours; they look like /ip4/192.0.2.1/tcp/4001")
-    host, port = address.value_for_protocol(names[0]), address.value_for_protocol("tcp")
-    return str(host), int(port or 0), families.get(names[0])
-
-
-def _address_of(name: tuple[Any, ...]) -> Multiaddr:
-    """A socket's name as a multiaddr."""
-    host = str(name[0]).partition("%")[0]
-    return Multiaddr(f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{name[1]}")
 
 
 def _reason(error: OSError) -> str:
