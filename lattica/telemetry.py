@@ -141,19 +141,19 @@ def _printable(text: str) -> str:
 
 
 def configure(level: LogLevel = "info", style: LogFormat = "human", *, stream: TextIO | None = None) -> None:
-    """Send every log line of this process to `stream` (stderr); replaces what was configured before.
+    """Send the log lines of this process to `stream` (stderr); replaces what was configured before.
 
-    py-libp2p logs expected failures (a closed connection, a refused dial) as errors with a traceback: unless
-    the level is debug its lines are left out, since our own say what matters.
+    `level` is for our own lines. Of other libraries we show warnings; of py-libp2p, which logs expected
+    failures (a closed connection, a refused dial) as errors with a traceback, nothing unless it is debug.
     """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else HumanFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    foreign = logging.NOTSET if level == "debug" else logging.CRITICAL + 1
-    for name in ("libp2p", "multiaddr", "async_service", "zeroconf"):
-        logging.getLogger(name).setLevel(foreign)
+    root.setLevel(logging.WARNING)
+    for name in ("lattica", "lattica_infer"):
+        logging.getLogger(name).setLevel(level.upper())
+    logging.getLogger("libp2p").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
 
 
 class Metrics:

@@ -23,7 +23,8 @@ def _restore_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    logging.getLogger("libp2p").setLevel(logging.NOTSET)
+    for name in ("lattica", "lattica_infer", "libp2p"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def captured(style: LogFormat, level: LogLevel = "debug") -> io.StringIO:
@@ -77,6 +78,14 @@ def test_the_network_library_is_heard_only_when_debugging() -> None:
     stream = captured("human", "debug")
     logging.getLogger("libp2p.host").error("expected failure")
     assert "expected failure" in stream.getvalue()
+
+
+def test_other_libraries_do_not_drown_our_debug_lines() -> None:
+    stream = captured("human", "debug")
+    logging.getLogger("multiaddr.transforms").debug("decoded")
+    logging.getLogger("multiaddr.transforms").warning("odd")
+    Log("lattica.x").debug("ours")
+    assert [line.split(": ")[-1] for line in stream.getvalue().splitlines()] == ["odd", "ours"]
 
 
 def test_two_nodes_count_apart() -> None:
