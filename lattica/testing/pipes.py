@@ -104,7 +104,7 @@ class Pipe:
                 await self._wait(credit, self._writer_break)
                 continue
             chunk, data = bytes(data[:room]), data[room:]
-            self._taken += room
+            self._taken += len(chunk)
             self._put(chunk)
 
     def write_end(self) -> None:
