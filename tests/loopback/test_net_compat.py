@@ -48,10 +48,13 @@ def test_another_libp2p_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_libp2p_logs_nothing_that_is_not_critical_and_no_handler_of_its_own() -> None:
     code = """
-import logging
-from lattica.net import compat
+import logging, trio
+from lattica.net.host import open_host
+from lattica.net.identity import Identity
 from libp2p.network.connection import swarm_connection
-compat.quiet_loggers()
+async def main():
+    async with open_host(identity=Identity.generate(), listen=[]): pass
+trio.run(main)
 swarm_connection.logging.debug("expected")
 swarm_connection.logging.warning("expected")
 logging.getLogger("libp2p.network.auto_connector").error("expected")

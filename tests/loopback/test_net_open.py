@@ -219,6 +219,46 @@ async def test_a_cancelled_dial_leaves_no_socket() -> None:
 # Limits
 
 
+def is_closed(client: socket.socket) -> bool:
+    """Whether the other side left; reads what it has sent so far."""
+    client.setblocking(False)
+    try:
+        while client.recv(1000):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+async def silent_clients(host: Libp2pHost, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Sockets that connect and say nothing, accepted one after the other."""
+    port = int(host.addresses[0].split("/")[4])
+    clients = []
+    for _ in range(count):
+        clients.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    return clients
+
+
+async def test_the_oldest_unproven_sockets_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lattica.net.transport.MAX_HANDSHAKES", 3)
+    async with a_host() as host:
+        with contextlib.ExitStack() as stack:
+            clients = await silent_clients(host, 5, stack)
+            assert [is_closed(client) for client in clients] == [True, True, False, False, False]
+
+
+async def test_a_socket_that_never_proves_who_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lattica.net.transport.HANDSHAKE_TIMEOUT_SECONDS", 0.05)
+    async with a_host() as host:
+        with contextlib.ExitStack() as stack:
+            (client,) = await silent_clients(host, 1, stack)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert is_closed(client)
+
+
 async def test_connections_beyond_the_limit_are_refused_and_those_within_stay() -> None:
     async with a_host(max_connections=2) as host, a_host() as one, a_host() as two, a_host() as three:
         host.serve("/lattica/echo", echo)

@@ -106,6 +106,16 @@ def test_growth_of_all_windows_together_is_bounded() -> None:
     assert two._extra == grown == yamux.EXTRA_WINDOWS
 
 
+def test_credit_is_granted_for_half_a_window_and_not_for_every_read() -> None:
+    one, two, stream = opened_pair()
+    send_all(one, stream, bytes(INITIAL))
+    move(one, two)
+    two.consume(stream, INITIAL // 2 - 1)
+    assert two.take_output() == []
+    two.consume(stream, 1)
+    assert len(two.take_output()) == 1
+
+
 def test_more_than_the_window_is_cut_off() -> None:
     one, two, stream = opened_pair()
     with pytest.raises(RemoteProtocolError, match="window"):
