@@ -115,7 +115,7 @@ class Channel:
 
     async def _pump(self) -> None:
         while not self.is_ended:
-            while self._reader.buffered >= READ_AHEAD_BYTES and not self.is_ended:
+            while self._reader.unread >= READ_AHEAD_BYTES and not self.is_ended:
                 with trio.move_on_after(PROBE_SECONDS) as waiting:
                     await self._room.park()
                 if waiting.cancelled_caught:
@@ -123,7 +123,7 @@ class Channel:
             if not self.is_ended:
                 await self._read()
             self._arrivals.unpark_all()
-            if self.on_frame is not None and len(self._reader):
+            if self.on_frame is not None and self._reader.head() is not None:
                 self.on_frame()
         if self.on_end is not None:
             self.on_end()
@@ -131,7 +131,7 @@ class Channel:
     @property
     def is_reusable(self) -> bool:
         """Whether the stream stands between frames, with nothing unread and nothing wrong."""
-        return not (self.is_broken or self.is_ended or len(self._reader)) and self._reader.is_between_frames
+        return not (self.is_broken or self.is_ended) and self._reader.is_between_frames
 
     def detach(self) -> None:
         """Go back to reading on demand, after the reading task has ended."""

@@ -25,13 +25,13 @@ def failure_of(error: BaseException) -> Failure:
     `error.details`, where an exception has it, travels too: a dict of plain values.
     """
     error = single(error)
-    details = getattr(error, "details", None)
+    if isinstance(error, RemoteError):  # from a call of the handler's own: passed on as it came
+        code, text, details = error.code, error.text, error.details
+    else:
+        code, text, details = type(error).__name__, str(error), getattr(error, "details", None)
     if isinstance(error, OverloadedError):
         details = {"retry_after": error.retry_after}
-    text = error.text if isinstance(error, RemoteError) else str(error)
-    return Failure(
-        _bounded(type(error).__name__, MAX_CODE_BYTES), _bounded(text, MAX_ERROR_BYTES), _plain(details)
-    )
+    return Failure(_bounded(code, MAX_CODE_BYTES), _bounded(text, MAX_ERROR_BYTES), _plain(details))
 
 
 def single(error: BaseException) -> BaseException:

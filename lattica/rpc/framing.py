@@ -6,7 +6,6 @@ goes straight into a buffer of its own whose start is aligned (see `codec` for w
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from lattica.errors import RemoteProtocolError
@@ -54,30 +53,31 @@ def frame(parts: list[Part]) -> list[Part]:
 class FrameReader:
     """Cuts a stream of bytes into frames.
 
-    Each byte is copied once, into the frame that it belongs to. Memory grows with the bytes that have
-    arrived, never with a length that was only announced.
+    A frame's bytes are copied once, into the frame. One whole frame is held ready; what came behind it stays
+    as it came, so that a thousand tiny frames take no more room than their bytes. Memory grows with the
+    bytes that have arrived, never with a length that was only announced.
     """
 
     __slots__ = (
         "_announced",
         "_array",
         "_array_left",
+        "_at",
+        "_data",
         "_error",
-        "_head",
         "_max_bytes",
         "_ready",
         "_section",
         "_section_at",
-        "buffered",
     )
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
-        self.buffered = 0  # bytes of whole frames that nobody has taken yet
         self._max_bytes = max_bytes
-        self._ready: deque[Body] = deque()
+        self._data = b""  # what came last, read up to _at
+        self._at = 0
+        self._ready: Body | None = None
         self._error: RemoteProtocolError | None = None
         self._announced = 0
-        self._head = b""  # the two lengths, as far as they are here
         self._array: list[bytes] = []
         self._array_left = 0
         self._section = _EMPTY
@@ -94,21 +94,25 @@ class FrameReader:
         return self._announced if self.missing else 0
 
     @property
+    def unread(self) -> int:
+        """Bytes that are here and belong to a whole frame nobody has taken, or stand behind it; 0 without one."""
+        if self._ready is None:
+            return 0
+        return len(self._ready[0]) + len(self._ready[1]) + len(self._data) - self._at
+
+    @property
     def is_failed(self) -> bool:
         """Whether what came is not a frame, so that nothing behind it can be read."""
         return self._error is not None
 
     @property
     def is_between_frames(self) -> bool:
-        """Whether everything that was fed belongs to whole frames, so that the stream may end here."""
-        return not (self._head or self.missing or self._error)
-
-    def __len__(self) -> int:
-        return len(self._ready)
+        """Whether everything that was fed has been taken as whole frames, so that the stream may end here."""
+        return not (self._ready or self._error or self.missing) and self._at == len(self._data)
 
     def head(self) -> Body | None:
         """The frame that `next` would give, left where it is."""
-        return self._ready[0] if self._ready else None
+        return self._ready
 
     def next(self) -> Body | None:
         """The next whole frame, None while there is none.
@@ -116,72 +120,78 @@ class FrameReader:
         Raises:
             RemoteProtocolError: the bytes behind the frames given out so far are not a frame. Final.
         """
-        if self._ready:
-            array, section = self._ready.popleft()
-            self.buffered -= len(array) + len(section)
-            return array, section
-        if self._error is not None:
+        body = self._ready
+        if body is not None:
+            self._ready = None
+            self._advance()
+        elif self._error is not None:
             raise self._error
-        return None
+        return body
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came from the stream. Never raises: a frame that is wrong shows in `next`."""
         if self._error is not None:
             return
-        at = 0
-        if self._head:
-            data, self._head = self._head + data, b""
-        while at < len(data) and self._error is None:
-            at = self._body(data, at) if self.missing else self._lengths(data, at)
+        self._data = self._data[self._at :] + data if self._at < len(self._data) else data
+        self._at = 0
+        self._advance()
 
-    def _lengths(self, data: bytes, at: int) -> int:
-        """Read the two lengths that open a frame; how far it came."""
-        start, lengths = at, []
+    def _advance(self) -> None:
+        """Read on until a frame is ready, or the bytes are used up."""
+        while self._ready is None and self._error is None and self._at < len(self._data):
+            if self.missing:
+                self._body()
+            elif not self._lengths():
+                return
+
+    def _lengths(self) -> bool:
+        """Read the two lengths that open a frame; False, with nothing read, while they are not all here."""
+        at, lengths = self._at, []
         for _ in range(2):
             number = shift = 0
             while True:
-                if at == len(data):
-                    self._head = data[start:]
-                    return at
-                byte = data[at]
+                if at == len(self._data):
+                    return False
+                byte = self._data[at]
                 at += 1
                 number |= (byte & 0x7F) << shift
                 shift += 7
                 if byte < 0x80:
                     break
                 if shift == 7 * _MAX_VARINT_BYTES:
-                    self._error = RemoteProtocolError("a frame's length has more than 5 bytes")
-                    return at
+                    return self._fail("a frame's length has more than 5 bytes")
             if shift > 7 and not byte:
-                self._error = RemoteProtocolError("a frame's length is not written the short way")
-                return at
+                return self._fail("a frame's length is not written the short way")
             lengths.append(number)
         array, section = lengths
         if not array or array + section > self._max_bytes:
-            self._error = RemoteProtocolError(
+            return self._fail(
                 f"a frame of {array} + {section} bytes is empty or over the limit of {self._max_bytes}"
             )
-            return at
+        self._at = at
         self._array_left, self._announced = array, array + section
         if section:
             self._section = aligned_buffer(section)
-        return at
+        return True
 
-    def _body(self, data: bytes, at: int) -> int:
-        """Move bytes into the frame under way; how far it came."""
+    def _body(self) -> None:
+        """Move bytes into the frame under way."""
         if self._array_left:
-            piece = data[at : at + self._array_left]
+            piece = self._data[self._at : self._at + self._array_left]
             self._array.append(piece)
             self._array_left -= len(piece)
-            at += len(piece)
+            self._at += len(piece)
         if not self._array_left and self._section_at < len(self._section):
-            piece_view = memoryview(data)[at : at + len(self._section) - self._section_at]
-            self._section[self._section_at : self._section_at + len(piece_view)] = piece_view
-            self._section_at += len(piece_view)
-            at += len(piece_view)
+            rest = len(self._section) - self._section_at
+            view = memoryview(self._data)[self._at : self._at + rest]
+            self._section[self._section_at : self._section_at + len(view)] = view
+            self._section_at += len(view)
+            self._at += len(view)
         if not self.missing:
             array = self._array[0] if len(self._array) == 1 else b"".join(self._array)
-            self._ready.append((array, self._section))
-            self.buffered += len(array) + len(self._section)
+            self._ready = (array, self._section)
             self._array, self._section, self._section_at = [], _EMPTY, 0
-        return at
+
+    def _fail(self, why: str) -> bool:
+        self._error = RemoteProtocolError(why)
+        return False

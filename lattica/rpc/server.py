@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,9 +26,9 @@ from lattica.rpc.channel import Budget, Channel
 from lattica.rpc.failures import failure_of, single
 from lattica.rpc.limits import Limits
 from lattica.rpc.methods import Call, Method, Service, current_call
-from lattica.telemetry import current_trace, new_trace
+from lattica.telemetry import Log, current_trace, new_trace
 
-_log = logging.getLogger("lattica.rpc")
+_log = Log("lattica.rpc")
 _FAREWELL_SECONDS = 1.0  # for telling a caller that its deadline has passed; it knows that by itself
 
 
@@ -111,9 +110,11 @@ class Server:
         limits, peer = self._limits, stream.peer
         load = self._loads.get(peer)
         if load is None:
-            load = self._loads[peer] = _Load(Budget(limits.max_buffered_bytes_per_peer))
+            load = self._loads[peer] = _Load(
+                Budget(max(limits.max_buffered_bytes_per_peer, limits.max_frame_bytes))
+            )
         if load.streams >= limits.max_streams_per_peer:
-            _log.warning("peer %s opens more than %d streams", peer, limits.max_streams_per_peer)
+            _log.warning("a peer opens too many streams", peer=peer, limit=limits.max_streams_per_peer)
             stream.reset()
             return
         load.streams += 1
@@ -144,7 +145,7 @@ class Server:
                 if inbound.channel.is_broken:
                     return False
         except RemoteProtocolError as error:
-            _log.warning("peer %s broke the rpc protocol: %s", inbound.peer, error)
+            _log.warning("a peer broke the rpc protocol", peer=inbound.peer, reason=error)
             with trio.move_on_after(_FAREWELL_SECONDS) as farewell:
                 try:
                     await inbound.channel.send(pack(failure_of(error)))
@@ -236,14 +237,12 @@ class Server:
     def _report(self, call: Call, error: BaseException) -> None:
         """One line for what a handler raised; a traceback only for what nobody meant to raise."""
         cause = single(error)
-        meant = isinstance(cause, LatticaError) and not isinstance(cause, ProtocolError)
-        _log.log(
-            logging.INFO if meant else logging.ERROR,
-            "%s failed for peer %s, trace %s: %s: %s",
-            call.method,
-            call.peer,
-            call.trace,
-            type(cause).__name__,
-            str(cause)[:500],
-            exc_info=None if meant else error,
-        )
+        fields = {"method": call.method, "peer": call.peer, "trace": call.trace, "reason": _reason(cause)}
+        if isinstance(cause, LatticaError) and not isinstance(cause, ProtocolError):
+            _log.info("a call failed", **fields)
+        else:
+            _log.error("a handler raised", error, **fields)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:500]}"

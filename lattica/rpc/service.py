@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -50,6 +50,11 @@ class Rpc:
     def register(self, service: Service) -> None:
         """Answer calls to a service's methods. LocalProtocolError when one of that name is registered."""
         self._server.register(service)
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """What is registered, by name."""
+        return self._server.services
 
     async def handle(self, stream: Stream) -> None:
         """Serve every call that arrives on one inbound stream, until the other side ends it.
@@ -180,7 +185,7 @@ class _End:
         call = current_call.get()
         if call is not None and call.is_running and call.deadline is not None:
             self.at = min(self.at, call.deadline)
-        self.seconds = self.at - now
+        self.seconds = max(0.0, self.at - now)
 
     def remaining(self) -> float | None:
         return None if self.at == float("inf") else max(0.0, self.at - trio.current_time())
