@@ -13,6 +13,7 @@ import codecs
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,6 @@ class Tokenizer:
         self._special = {token.content: token_id for token_id, token in added.items() if token.special}
         self._bytes_of, self._strip_first_space = _byte_table(self._model, description, added)
         self._prefix = self._leading_ids(settings)
-        self._stand_ins = _StandIns(self._model, added)
         self._template = ChatTemplate.load(self.folder, settings)
         self.end_ids = self._find_end_ids(settings)
 
@@ -100,6 +100,10 @@ class Tokenizer:
         check_messages(messages)
         hidden, written = self._stand_ins.hide(messages)
         return self._stand_ins.encode(self._template.render(hidden), written)
+
+    @cached_property
+    def _stand_ins(self) -> _StandIns:
+        return _StandIns(self._model)  # a second copy of the model's tokenizer: only for who chats
 
     def _leading_ids(self, settings: Mapping[str, Any]) -> list[int]:
         """What stands before every text: add_bos_token decides; where it is silent, the post-processor."""
@@ -166,7 +170,8 @@ class _StandIns:
     are not. So the library still does all the splitting, with each token's own whitespace flags.
     """
 
-    def __init__(self, model: tokenizers.Tokenizer, added: Mapping[int, AddedToken]) -> None:
+    def __init__(self, model: tokenizers.Tokenizer) -> None:
+        added = model.get_added_tokens_decoder()
         special = {token_id: token for token_id, token in added.items() if token.special}
         nonce = secrets.token_hex(16)
         self._model = tokenizers.Tokenizer.from_str(model.to_str())
