@@ -62,6 +62,7 @@ class MuxedConnection(IMuxedConn):
         self.negotiated_muxer_protocol = yamux.PROTOCOL
         self.ended = trio.Event()
         self.reason = ""  # why it ended, for people
+        self.heard = trio.current_time()  # when bytes last came
         self._stream = stream
         self._session = session
         self._early = early
@@ -86,6 +87,8 @@ class MuxedConnection(IMuxedConn):
                     nursery.start_soon(self._write)
                     await self._read()
                     nursery.cancel_scope.cancel()
+        except Exception:  # a bug of ours: it costs this connection, and libp2p would end the host for it
+            log.exception("the connection to %s failed", self.peer)
         finally:
             self.abort("this node stopped")
 
@@ -96,6 +99,7 @@ class MuxedConnection(IMuxedConn):
                 self._handle(plain)
             while not self.is_closed:
                 data = await self._stream.receive_some(READ_BYTES)
+                self.heard = trio.current_time()
                 if not data:
                     self.abort("the other side closed the connection")
                     return
@@ -185,11 +189,10 @@ class MuxedConnection(IMuxedConn):
             self._mux.discard(stream)
             self._wake_writer()
 
-    async def drained(self) -> None:
-        """Wait while more than HIGH_WATER_BYTES wait to be sent."""
+    async def room(self) -> None:
+        """Wait while more than HIGH_WATER_BYTES wait to be sent; doesn't yield when there is room."""
         while self._mux.output_bytes > HIGH_WATER_BYTES and not self.is_closed:
             await self._drain.park()
-        await trio.lowlevel.checkpoint()
 
     def _wake_writer(self) -> None:
         if self._mux.output_bytes:

@@ -189,6 +189,8 @@ class Libp2pHost:
         return self._table
 
     def peers(self) -> list[Peer]:
+        for connection in self.connections():
+            self._table.heard(connection.peer, at=connection.heard)
         return self._table.peers(now=trio.current_time())
 
     def add_addresses(self, peer: PeerId, addresses: Iterable[str]) -> None:

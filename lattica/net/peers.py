@@ -83,6 +83,12 @@ class PeerTable:
         known = entry.peer.rtt
         entry.peer = replace(entry.peer, rtt=rtt if known is None else known + RTT_WEIGHT * (rtt - known))
 
+    def heard(self, peer: PeerId, *, at: float) -> None:
+        """Something came from a peer at that time."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.heard = max(entry.heard, at)
+
     def peers(self, *, now: float) -> list[Peer]:
         """The connected peers; `seen` counts from the last sign of life."""
         return [
@@ -103,10 +109,8 @@ class PeerTable:
         return entry
 
     def _make_room(self) -> None:
-        spare = (
-            [peer for peer, entry in self._entries.items() if not entry.connected]
-            if (len(self._entries) > MAX_KNOWN)
-            else []
-        )
+        if len(self._entries) <= MAX_KNOWN:
+            return
+        spare = [peer for peer, entry in self._entries.items() if not entry.connected]
         for peer in spare[: max(0, len(spare) - MAX_KNOWN)]:
             del self._entries[peer]

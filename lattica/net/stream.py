@@ -66,17 +66,15 @@ class MuxedStream:
         """As `lattica.net.api.Stream.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         rest = memoryview(data).cast("B")
-        while True:
+        self._check_sendable()
+        while rest:
+            await self.connection.room()  # and nobody else runs until the bytes are queued
             self._check_sendable()
             size = self.connection.queue_data(self.stream_id, rest)
             rest = rest[size:]
-            if not rest:
-                break
-            if size == 0:
+            if not size:
                 await self._writable.park()
-            else:
-                await self.connection.drained()
-        await self.connection.drained()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def send_eof(self) -> None:
         """As `lattica.net.api.Stream.send_eof`."""

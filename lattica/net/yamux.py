@@ -29,7 +29,7 @@ MAX_BUFFERED_BYTES: Final = 256 * KIB * KIB  # unread data of one connection; be
 MAX_INBOUND_STREAMS: Final = 4096  # as many as a peer may have calls in flight; more are reset
 MAX_LINGERING: Final = 256  # streams that we closed and the other side did not; the oldest is reset
 MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
-MAX_CONTROL_BYTES: Final = 4 * KIB * KIB  # replies that a peer makes us queue without reading them
+MAX_REPLY_BYTES: Final = KIB * KIB  # pongs and resets that a peer makes us queue without reading them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ class Yamux:
         self._extra = 0
         self._output: list[bytes] = []
         self.output_bytes = 0
+        self._reply_bytes = 0
         self._header = b""
         self._payload_stream = 0
         self._payload_left = 0
@@ -115,7 +116,7 @@ class Yamux:
 
     def take_output(self) -> list[bytes]:
         """All frames that wait to be sent, in order; the queue is empty afterwards."""
-        output, self._output, self.output_bytes = self._output, [], 0
+        output, self._output, self.output_bytes, self._reply_bytes = self._output, [], 0, 0
         return output
 
     def _queue(self, kind: int, flags: int, stream: int, length: int, data: bytes = b"") -> None:
@@ -123,6 +124,13 @@ class Yamux:
         if data:
             self._output.append(data)
         self.output_bytes += HEADER.size + len(data)
+
+    def _reply(self, kind: int, flags: int, stream: int, length: int) -> None:
+        """Queue a frame that the other side made us send, without a stream whose number bounds it."""
+        self._queue(kind, flags, stream, length)
+        self._reply_bytes += HEADER.size
+        if self._reply_bytes > MAX_REPLY_BYTES:
+            raise RemoteProtocolError("the peer sends without reading the replies")
 
     # What we do
 
@@ -239,8 +247,6 @@ class Yamux:
             if len(self._header) == HEADER.size:
                 header, self._header = self._header, b""
                 self._frame(HEADER.unpack(header), events)
-        if self.output_bytes > MAX_CONTROL_BYTES:
-            raise RemoteProtocolError("the peer sends without reading the replies")
         return events
 
     def _frame(self, header: tuple[int, ...], events: list[Event]) -> None:
@@ -249,7 +255,7 @@ class Yamux:
             raise RemoteProtocolError(f"not a yamux frame: version {version}, type {kind}, flags {flags}")
         if kind == PING:
             if flags & SYN:
-                self._queue(PING, ACK, 0, length)
+                self._reply(PING, ACK, 0, length)
             return
         if kind == GO_AWAY:
             self.gone = True
@@ -285,11 +291,11 @@ class Yamux:
         if stream in self._streams:
             raise RemoteProtocolError(f"the peer opened yamux stream {stream} twice")
         if self._inbound >= MAX_INBOUND_STREAMS:
-            self._queue(WINDOW_UPDATE, RST, stream, 0)
+            self._reply(WINDOW_UPDATE, RST, stream, 0)
             return
         self._inbound += 1
         self._streams[stream] = _Stream()
-        self._queue(WINDOW_UPDATE, ACK, stream, 0)
+        self._reply(WINDOW_UPDATE, ACK, stream, 0)
         events.append(Opened(stream))
 
     def _deliver(self, data: bytes, events: list[Event]) -> None:

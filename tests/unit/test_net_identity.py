@@ -139,3 +139,10 @@ def test_processes_that_create_the_key_at_once_agree(tmp_path: Path) -> None:
 def test_identity_does_not_import_libp2p() -> None:
     code = "import sys, lattica.net.identity; sys.exit('libp2p' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_vector_of_the_wire_page_holds() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+    identity = Identity(bytes([1]) * 32)
+    assert str(identity.peer_id) in page
+    assert identity.peer_id.multihash[2:].hex() in page

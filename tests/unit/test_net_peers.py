@@ -40,6 +40,9 @@ def test_seen_counts_from_the_last_sign_of_life() -> None:
     assert table.peers(now=14)[0].seen == 4
     table.pinged(ADA, 0.1, now=15)
     assert table.peers(now=16)[0].seen == 1
+    table.heard(ADA, at=19)
+    table.heard(ADA, at=17)
+    assert table.peers(now=20)[0].seen == 1
 
 
 def test_the_address_that_worked_is_tried_first() -> None:
