@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from lattica.errors import (
     CallError,
@@ -26,7 +26,7 @@ def failure_of(error: BaseException) -> Failure:
     """
     error = single(error)
     if isinstance(error, RemoteError):  # from a call of the handler's own: passed on as it came
-        code, text, details = error.code, error.text, error.details
+        code, text, details = error.code, error.text, cast("object", error.details)
     else:
         code, text, details = type(error).__name__, str(error), getattr(error, "details", None)
     if isinstance(error, OverloadedError):

@@ -113,10 +113,17 @@ def to_torch(value: object) -> Any:
     torch = _torch()
     if tensor is None or torch is None or isinstance(value, torch.Tensor):
         return value
-    # Arrived arrays are read-only views of a writable frame buffer: torch would warn about them for nothing.
+    # An array that arrived is a read-only view of a writable frame buffer, its base. torch has no read-only
+    # tensors and would have it copied: give it the buffer.
     base = getattr(value, "base", None)
-    if isinstance(base, memoryview) and not base.readonly and base.nbytes == tensor.nbytes:
-        tensor = Tensor(tensor.dtype, tensor.shape, base)
+    if (
+        base is not None
+        and getattr(base, "dtype", None) == "uint8"
+        and base.ndim == 1
+        and base.flags.writeable
+    ):
+        start = value.ctypes.data - base.ctypes.data  # type: ignore[attr-defined]
+        tensor = Tensor(tensor.dtype, tensor.shape, base.data[start : start + tensor.nbytes])
     return tensor.torch()
 
 
