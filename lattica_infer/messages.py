@@ -10,18 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 
 from lattica.errors import RemoteProtocolError
 from lattica.ids import Cid, PeerId
+from lattica.protocols import MAX_RECORD_VALUE_BYTES
 from lattica_infer import checks
 
 SESSION_ID_BYTES: Final = 16  # random, chosen by the coordinator; two of one peer never meet
 MAX_ROWS: Final = 1 << 24  # cache rows of one session; shards grant far less
 MAX_FRAME_NODES: Final = 1024  # rows of one forward pass: prompt chunk and draft tree together
 MAX_CLASS_CHARS: Final = 64  # of a numeric class, "cpu-fp32-packed"
-MAX_ANNOUNCEMENT_BYTES: Final = 16 * 1024  # a record's value
+MAX_ANNOUNCEMENT_BYTES: Final = MAX_RECORD_VALUE_BYTES
+_MAX_FIELDS: Final = 16  # of a map in an announcement
 MAX_TOP_K: Final = (1 << 31) - 1
 MAX_TEMPERATURE: Final = 1000.0
 
@@ -135,13 +138,13 @@ class SessionSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepFrame:
-    """One forward pass: keep some rows of the last one, then compute some more.
+    """One forward pass: keep some rows of the last one, then compute some more. A `Round` on the wire.
 
-    `commit` lists the rows of the session's previous frame that join the committed prefix: a path from its
-    node 0. `base` is the length of the prefix after that: where node 0 of this frame stands. Nodes
-    0 .. root - 1 are a chain of known text (prompt); the draft tree starts at `root`, and the tail walks it
-    from there. `root == len(tokens)` asks for no verdict. `hidden` is what the previous stage computed,
-    [nodes, hidden] float32; None on the way from the coordinator, which holds no layers.
+    `window` numbers the frames of an epoch, from 0. `commit` lists the rows of the frame before that join
+    the committed prefix: a path from its node 0. `base` is the length of the prefix after that, and where
+    node 0 of this frame stands. `walk` asks the tail for a verdict; without it the frame only fills caches.
+    `hidden` is what the previous stage computed, [nodes, hidden] float32; None on the way from the
+    coordinator, which holds no layers.
     """
 
     epoch: int
@@ -150,7 +153,7 @@ class StepFrame:
     commit: tuple[int, ...]
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
-    root: int
+    walk: bool
     hidden: Floats | None = None
 
     @property
@@ -159,15 +162,15 @@ class StepFrame:
         activations = 0 if self.hidden is None else self.hidden.nbytes
         return 4 * (len(self.commit) + 2 * len(self.tokens)) + activations
 
-    def to_value(self) -> list[Any]:
-        parents = None if self.is_chain else list(self.parents)
-        place = [self.epoch, self.window, self.base, list(self.commit)]
-        return [*place, list(self.tokens), parents, self.root, self.hidden]
-
     @property
     def is_chain(self) -> bool:
         """Does every node follow the one before it?"""
         return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    def to_value(self) -> list[Any]:
+        parents = None if self.is_chain else list(self.parents)
+        place = [self.epoch, self.window, self.base, list(self.commit)]
+        return [*place, list(self.tokens), parents, self.walk, self.hidden]
 
     @classmethod
     def from_value(cls, value: object, *, vocab: int, width: int | None) -> StepFrame:
@@ -177,21 +180,20 @@ class StepFrame:
             vocab: token ids are below it.
             width: hidden size of the activations that come along; None on the first stage, which gets none.
         """
-        epoch, window, base, commit, tokens, parents, root, hidden = checks.array(value, "step frame", 8)
+        epoch, window, base, commit, tokens, parents, walk, hidden = checks.array(value, "step frame", 8)
         ids = checks.integers(tokens, "tokens", 0, vocab - 1, longest=MAX_FRAME_NODES)
         if not ids:
             raise RemoteProtocolError("a step frame holds at least one token")
-        kept = checks.integers(commit, "commit", 0, MAX_FRAME_NODES - 1, longest=MAX_FRAME_NODES)
-        first_row = checks.integer(root, "root", 0, len(ids))
-        tree = tuple(range(-1, len(ids) - 1)) if parents is None else _parents(parents, len(ids), first_row)
+        if not isinstance(walk, bool):
+            raise RemoteProtocolError(f"walk is a {type(walk).__name__}, not true or false")
         return cls(
             epoch=checks.integer(epoch, "epoch", 0, checks.MAX_COUNTER),
             window=checks.integer(window, "window", 0, checks.MAX_COUNTER),
             base=checks.integer(base, "base", 0, MAX_ROWS),
-            commit=kept,
+            commit=checks.integers(commit, "commit", 0, MAX_FRAME_NODES - 1, longest=MAX_FRAME_NODES),
             tokens=ids,
-            parents=tree,
-            root=first_row,
+            parents=tuple(range(-1, len(ids) - 1)) if parents is None else _parents(parents, len(ids)),
+            walk=walk,
             hidden=_activations(hidden, len(ids), width),
         )
 
@@ -209,22 +211,26 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class VerdictFrame:
-    """What the tail decided about the tree of the frame with this epoch, window and base.
+    """What the tail decided about the tree of the frame with this epoch and window.
 
     `tokens`: emitted ids, accepted ones first, then the correction or bonus token. `path`: accepted nodes,
-    counted from the root of the tree (root itself left out). `logprobs`: one per emitted token.
+    without node 0. `logprobs`: one per emitted token.
     """
 
     epoch: int
     window: int
-    base: int
     tokens: tuple[int, ...]
     path: tuple[int, ...]
     logprobs: tuple[float, ...]
 
+    @property
+    def payload_bytes(self) -> int:
+        """Size of what the verdict carries, as in `StepFrame`."""
+        return 4 * (len(self.tokens) + len(self.path)) + 8 * len(self.logprobs)
+
     def to_value(self) -> list[Any]:
         drawn = [list(self.tokens), list(self.path), list(self.logprobs)]
-        return ["verdict", self.epoch, self.window, self.base, *drawn]
+        return ["verdict", self.epoch, self.window, *drawn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +260,7 @@ def event_from_value(value: object, *, vocab: int) -> Event:
                 raise RemoteProtocolError(f"a lease of {lease_seconds} seconds")
             return Opened(_class(numeric_class), lease_seconds)
         case "verdict":
-            _, epoch, window, base, tokens, path, logprobs = checks.array(value, "verdict", 7)
+            _, epoch, window, tokens, path, logprobs = checks.array(value, "verdict", 6)
             ids = checks.integers(tokens, "verdict tokens", 0, vocab - 1, longest=MAX_FRAME_NODES)
             nodes = checks.integers(path, "verdict path", 1, MAX_FRAME_NODES - 1, longest=MAX_FRAME_NODES)
             if not isinstance(logprobs, list) or not len(logprobs) == len(ids) == len(nodes) + 1:
@@ -262,7 +268,6 @@ def event_from_value(value: object, *, vocab: int) -> Event:
             return VerdictFrame(
                 epoch=checks.integer(epoch, "epoch", 0, checks.MAX_COUNTER),
                 window=checks.integer(window, "window", 0, checks.MAX_COUNTER),
-                base=checks.integer(base, "base", 0, MAX_ROWS),
                 tokens=ids,
                 path=nodes,
                 logprobs=tuple(_logprob(item) for item in logprobs),
@@ -291,6 +296,20 @@ class Announcement:
             "addresses": list(self.addresses),
         }
 
+    def to_bytes(self) -> bytes:
+        return bytes(msgpack.packb(self.to_value()))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Announcement:
+        """Read a record's value. Raises RemoteProtocolError."""
+        if len(data) > MAX_ANNOUNCEMENT_BYTES:
+            raise RemoteProtocolError(f"an announcement of {len(data)} bytes")
+        try:
+            value = msgpack.unpackb(data, max_array_len=checks.MAX_ADDRESSES, max_map_len=_MAX_FIELDS)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise RemoteProtocolError(f"an announcement that is not msgpack: {error!r:.80}") from error
+        return cls.from_value(value)
+
     @classmethod
     def from_value(cls, value: object) -> Announcement:
         fields = checks.mapping(value, "announcement", tuple(cls.__dataclass_fields__))
@@ -300,6 +319,11 @@ class Announcement:
             dtype=checks.text(fields["dtype"], "dtype", MAX_CLASS_CHARS),
             addresses=checks.addresses(fields["addresses"]),
         )
+
+
+def shards_key(model: Cid) -> str:
+    """The record key under which a model's shards announce themselves; subkeys are "LO-HI"."""
+    return f"shards/{model}"
 
 
 def session_id(value: object) -> bytes:
@@ -325,16 +349,15 @@ def _logprob(value: object) -> float:
     return number
 
 
-def _parents(value: object, nodes: int, root: int) -> tuple[int, ...]:
-    """Parents come before their children; up to the root the tree is a chain, and nothing hangs above it."""
+def _parents(value: object, nodes: int) -> tuple[int, ...]:
+    """One tree: node 0 is its root, and parents come before their children."""
     parents = checks.integers(value, "parents", -1, nodes - 1, longest=MAX_FRAME_NODES)
     if len(parents) != nodes:
         raise RemoteProtocolError(f"{len(parents)} parents for {nodes} tokens")
     for node, parent in enumerate(parents):
-        low, high = (node - 1, node - 1) if node <= root else (root, node - 1)
-        if not low <= parent <= high:
+        if not (0 <= parent < node if node else parent == -1):
             raise RemoteProtocolError(
-                f"node {node} hangs on {parent}: nodes up to the root are a chain, all others follow it"
+                f"node {node} hangs on {parent}: node 0 on -1, others on one before them"
             )
     return parents
 

@@ -13,7 +13,7 @@ from typing import Final
 from lattica.errors import OverloadedError, RemoteProtocolError
 from lattica.ids import PeerId
 from lattica_infer.errors import CacheFullError
-from lattica_infer.messages import SessionSpec, StepFrame, VerdictFrame
+from lattica_infer.messages import SessionSpec, StepFrame
 
 LEASE_SECONDS: Final = 20.0  # a coordinator renews every second; a home router's restart of its link fits in
 TREE_ROWS: Final = 256  # scratch rows beyond the context: a prompt chunk or a draft tree at the very end
@@ -59,14 +59,14 @@ class Session:
         """Check that `frame` continues the last one, and count its rows.
 
         Raises:
-            RemoteProtocolError: wrong epoch, a window (none are served yet), a commit that is no path of the
-                last frame, or a base that isn't where the prefix now ends.
+            RemoteProtocolError: another epoch, a frame that is not the next one, a commit that is no path of
+                the last frame, or a base that isn't where the prefix now ends.
             CacheFullError: the frame needs more rows than the session was granted.
         """
         if frame.epoch != self.spec.epoch:
             raise RemoteProtocolError(f"epoch {frame.epoch} in a session of epoch {self.spec.epoch}")
-        if frame.window != 0:
-            raise RemoteProtocolError(f"window {frame.window}: this version knows window 0 alone")
+        if frame.window != self.received:
+            raise RemoteProtocolError(f"window {frame.window} where {self.received} is next")
         parent = -1
         for node in frame.commit:
             if node >= len(self._parents) or self._parents[node] != parent:
@@ -152,8 +152,3 @@ class Sessions:
         """Give the rows back; nothing happens when it is closed already."""
         if self._open.get(session.key) is session:
             del self._open[session.key]
-
-
-def kept_rows(frame: StepFrame, verdict: VerdictFrame) -> tuple[int, ...]:
-    """The rows of `frame` that its verdict commits: known text, root, accepted nodes."""
-    return (*range(frame.root + 1), *(frame.root + node for node in verdict.path))

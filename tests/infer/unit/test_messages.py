@@ -48,11 +48,11 @@ FRAME = StepFrame(
     base=12,
     commit=(0, 2),
     tokens=(5, 6, 7, 8),
-    parents=(-1, 0, 1, 1),
-    root=1,
+    parents=(-1, 0, 1, 0),
+    walk=True,
     hidden=np.ones((4, WIDTH), np.float32),
 )
-VERDICT = VerdictFrame(epoch=0, window=0, base=12, tokens=(7, 9), path=(1,), logprobs=(-0.25, -1.5))
+VERDICT = VerdictFrame(epoch=0, window=3, tokens=(7, 9), path=(1,), logprobs=(-0.25, -1.5))
 ANNOUNCEMENT = Announcement(range(10), "cpu-fp32-packed", "f32", ("/ip4/127.0.0.1/tcp/4001",))
 
 
@@ -132,13 +132,13 @@ def test_a_frame_survives_the_way_there() -> None:
     arrived = read_frame(FRAME.to_value())
     assert arrived.hidden is not None
     assert FRAME.hidden is not None
-    assert (arrived.tokens, arrived.parents, arrived.root) == (FRAME.tokens, FRAME.parents, FRAME.root)
+    assert (arrived.tokens, arrived.parents, arrived.walk) == (FRAME.tokens, FRAME.parents, FRAME.walk)
     assert (arrived.commit, arrived.base) == (FRAME.commit, FRAME.base)
     assert np.array_equal(arrived.hidden, FRAME.hidden)
 
 
 def test_a_chain_travels_without_its_parents() -> None:
-    chain = StepFrame(0, 0, 0, (), (1, 2, 3), (-1, 0, 1), 3)
+    chain = StepFrame(0, 0, 0, (), (1, 2, 3), (-1, 0, 1), False)
     value = chain.to_value()
     assert value[5] is None
     assert StepFrame.from_value(value, vocab=VOCAB, width=None).parents == (-1, 0, 1)
@@ -156,7 +156,7 @@ def test_an_announcement_survives_its_record() -> None:
 
 
 def frame_with(**changes: Any) -> list[Any]:
-    names = ["epoch", "window", "base", "commit", "tokens", "parents", "root", "hidden"]
+    names = ["epoch", "window", "base", "commit", "tokens", "parents", "walk", "hidden"]
     value = FRAME.to_value()
     for name, new in changes.items():
         value[names.index(name)] = new
@@ -177,9 +177,9 @@ BAD_HIDDEN[2, 3] = np.inf
         ({"tokens": [1] * (MAX_FRAME_NODES + 1)}, "more than 1024"),
         ({"parents": [-1, 0, 1]}, "3 parents for 4 tokens"),
         ({"parents": [-1, 0, 1, 3]}, "node 3 hangs on 3"),
-        ({"parents": [-1, 0, 1, 0]}, "node 3 hangs on 0"),
+        ({"parents": [-1, -1, 1, 0]}, "node 1 hangs on -1"),
         ({"parents": [0, 0, 1, 1]}, "node 0 hangs on 0"),
-        ({"root": 5}, "root 5 is not in 0..4"),
+        ({"walk": 1}, "walk is a int"),
         ({"hidden": None}, "not a tensor"),
         ({"hidden": np.ones((4, WIDTH + 1), np.float32)}, r"float32 \[4, 9\], not float32 \[4, 8\]"),
         ({"hidden": np.ones((4, WIDTH), np.float64)}, "float64"),

@@ -34,8 +34,10 @@ def spec(name: int = 0, *, rows: int = 10, epoch: int = 0) -> SessionSpec:
     )
 
 
-def frame(base: int = 0, commit: tuple[int, ...] = (), parents: tuple[int, ...] = (-1, 0, 0)) -> StepFrame:
-    return StepFrame(0, 0, base, commit, tuple(range(len(parents))), parents, 0)
+def frame(
+    window: int = 0, base: int = 0, commit: tuple[int, ...] = (), parents: tuple[int, ...] = (-1, 0, 0)
+) -> StepFrame:
+    return StepFrame(0, window, base, commit, tuple(range(len(parents))), parents, walk=True)
 
 
 @given(
@@ -130,38 +132,45 @@ def test_a_lease_ends_unless_it_is_renewed() -> None:
 
 def test_frames_follow_the_committed_path() -> None:
     session = Sessions(LIMITS).admit(ADA, spec(rows=20), now=0)
-    session.accept(frame(0, (), (-1, 0, 1, 0)))
-    session.accept(frame(3, (0, 1, 2), (-1,)))
-    session.accept(frame(3, ()))  # the rows of the last frame are dropped: nothing of it was kept
+    session.accept(frame(0, 0, (), (-1, 0, 1, 0)))
+    session.accept(frame(1, 3, (0, 1, 2), (-1,)))
+    session.accept(frame(2, 3, ()))  # the rows of the last frame are dropped: nothing of it was kept
     assert (session.committed, session.received) == (3, 3)
 
 
 @pytest.mark.parametrize("commit", [(1,), (0, 2, 1), (0, 0), (0, 1, 3), (0, 4)])
 def test_a_commit_that_is_no_path_of_the_last_tree_is_refused(commit: tuple[int, ...]) -> None:
     session = Sessions(LIMITS).admit(ADA, spec(rows=20), now=0)
-    session.accept(frame(0, (), (-1, 0, 1, 0)))
+    session.accept(frame(0, 0, (), (-1, 0, 1, 0)))
     with pytest.raises(RemoteProtocolError, match="no path of the last frame"):
-        session.accept(frame(len(commit), commit))
+        session.accept(frame(1, len(commit), commit))
 
 
 def test_a_wrong_base_is_refused() -> None:
     session = Sessions(LIMITS).admit(ADA, spec(rows=20), now=0)
     with pytest.raises(RemoteProtocolError, match="base 1 where 0 rows"):
-        session.accept(frame(1))
+        session.accept(frame(0, 1))
 
 
-@pytest.mark.parametrize("field", ["epoch", "window"])
-def test_what_is_not_served_yet_is_refused(field: str) -> None:
+def test_a_frame_of_another_epoch_is_refused() -> None:
     session = Sessions(LIMITS).admit(ADA, spec(rows=20), now=0)
-    with pytest.raises(RemoteProtocolError, match=f"{field} 1"):
-        session.accept(dataclasses.replace(frame(), **{field: 1}))
+    with pytest.raises(RemoteProtocolError, match="epoch 1 in a session of epoch 0"):
+        session.accept(dataclasses.replace(frame(), epoch=1))
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_frame_that_is_not_the_next_one_is_refused(window: int) -> None:
+    session = Sessions(LIMITS).admit(ADA, spec(rows=20), now=0)
+    session.accept(frame(0))
+    with pytest.raises(RemoteProtocolError, match=f"window {window} where 1 is next"):
+        session.accept(frame(window))
 
 
 def test_rows_beyond_the_grant_are_refused() -> None:
     session = Sessions(LIMITS).admit(ADA, spec(rows=4), now=0)
     session.accept(frame(0))
     with pytest.raises(CacheFullError, match="4 cache rows: 2 are committed, the frame brings 3"):
-        session.accept(frame(2, (0, 1)))
+        session.accept(frame(1, 2, (0, 1)))
 
 
 def test_limits_share_the_memory_that_is_there() -> None:
