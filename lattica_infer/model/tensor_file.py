@@ -27,7 +27,7 @@ DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}  # what our models run with
 
 MAX_HEADER_BYTES: Final = 64 * 1024 * 1024  # 100,000 tensors need 15 MB; the format itself allows 100 MB
 MAX_DIMENSIONS: Final = 4
-MAX_NAME_BYTES: Final = 256
+MAX_NAME_LENGTH: Final = 256
 MAX_TENSOR_BYTES: Final = 1 << 40  # 1 TiB: keeps sums far from 64 bits
 
 
@@ -40,8 +40,10 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.name.encode("utf-8", "surrogatepass")) <= MAX_NAME_BYTES:
-            raise WeightsError(f"a tensor's name has 1 to {MAX_NAME_BYTES} bytes: {self.name[:80]!r}")
+        if not (0 < len(self.name) <= MAX_NAME_LENGTH and self.name.isprintable()):
+            raise WeightsError(
+                f"a tensor's name has 1 to {MAX_NAME_LENGTH} printable characters: {self.name[:80]!r}"
+            )
         if self.dtype not in DTYPE_BYTES:
             raise WeightsError(
                 f"tensor {self.name} has dtype {self.dtype[:20]!r}; import a model in F32, F16 or BF16"

@@ -91,7 +91,8 @@ class ModelManifest:
     @property
     def size_bytes(self) -> int:
         """Of all pieces and side files: what has to be moved to have the whole model."""
-        return sum(part.size_bytes for part in (*self.pieces, *self.side_files))
+        side_bytes = sum(part.size_bytes for part in self.side_files)
+        return side_bytes + sum(piece.size_bytes for piece in self.pieces)
 
     @property
     def dtype(self) -> str:

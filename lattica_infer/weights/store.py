@@ -119,27 +119,34 @@ class ModelStore:
                 raises, nothing is kept.
         """
         check_name(name)
-        self._models.mkdir(parents=True, exist_ok=True)
-        with files.locked(self._models / ".lock"):  # one import at a time: so older leftovers are nobody's
-            for leftover in self._models.glob(f"{_UNFINISHED}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._models))
-            try:
-                write(unfinished)
-                manifest = describe_folder(unfinished)
-                (unfinished / MANIFEST).write_bytes(manifest.to_bytes())
-                earlier = self.find(name)
-                if earlier is None:
-                    unfinished.chmod(0o755)
-                    unfinished.rename(self._models / name)
-                elif earlier.cid != manifest.cid:
-                    raise WeightsError(
-                        f"the name {name!r} is taken by model {earlier.cid}, and this one is {manifest.cid}; "
-                        f"import it under another name, or delete {earlier.folder}"
-                    )
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            self._models.mkdir(parents=True, exist_ok=True)
+            with files.locked(self._models / ".lock"):  # one import at a time: so leftovers are nobody's
+                for leftover in self._models.glob(f"{_UNFINISHED}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self._models))
+                try:
+                    write(unfinished)
+                    self._keep(unfinished, name)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise WeightsError(f"cannot keep model {name!r} in {self._models}: {reason}") from error
         return self._open(name)
+
+    def _keep(self, unfinished: Path, name: str) -> None:
+        manifest = describe_folder(unfinished)
+        (unfinished / MANIFEST).write_bytes(manifest.to_bytes())
+        earlier = self.find(name)
+        if earlier is None:
+            unfinished.chmod(0o755)
+            unfinished.rename(self._models / name)
+        elif earlier.cid != manifest.cid:
+            raise WeightsError(
+                f"the name {name!r} is taken by model {earlier.cid}, and this one is {manifest.cid}; "
+                f"import it under another name, or delete {earlier.folder}"
+            )
 
     @property
     def _models(self) -> Path:

@@ -264,7 +264,7 @@ def _blocks(source: _Source, tensor: ReaderTensor) -> Iterator[memoryview]:
         values = _unpermute(values, source.need("llama.attention.head_count"))
     if ".attn_k." in tensor.name:
         values = _unpermute(values, source.get("llama.attention.head_count_kv"))
-    yield memoryview(np.ascontiguousarray(values)).cast("B")
+    yield np.ascontiguousarray(values).data.cast("B")
 
 
 def _unpermute(rows: NDArray[Any], heads: int) -> NDArray[Any]:

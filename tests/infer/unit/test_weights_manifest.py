@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from lattica.ids import Cid
 from lattica_infer.errors import WeightsError
-from lattica_infer.model.tensor_file import read_tensor_tables
+from lattica_infer.model.tensor_file import TensorSpec, read_tensor_tables
 from lattica_infer.weights import manifest as module
-from lattica_infer.weights.manifest import ModelManifest
+from lattica_infer.weights.manifest import ModelManifest, Piece, SideFile
 from lattica_infer.weights.pieces import describe_folder, piece_blocks
 
 
@@ -116,6 +116,29 @@ def test_a_tensor_that_the_architecture_lacks_is_refused(make_tiny_model: Callab
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"config\.json does not exist"):
         describe_folder(tmp_path)
+
+
+def test_the_encoding_is_what_the_wire_page_says() -> None:
+    def piece(digest: int, *tensors: str) -> Piece:
+        return Piece(Cid(bytes([digest] * 32)), tuple(TensorSpec(name, "F16", (2, 300)) for name in tensors))
+
+    manifest = ModelManifest(
+        config_json=b'{"num_hidden_layers":1}',
+        side_files=(SideFile("tokenizer.json", Cid(bytes(32)), 70_000),),
+        embedding=piece(1, "model.embed_tokens.weight"),
+        layers=(piece(2, "model.layers.0.mlp.up_proj.weight"),),
+        head=piece(3, "lm_head.weight", "model.norm.weight"),
+    )
+    shape = b"\xa3F16\x92\x02\xcd\x01\x2c"
+    assert manifest.to_bytes() == (
+        b"\x95\xadlattica-model\x01"
+        b'\xc4\x17{"num_hidden_layers":1}'
+        b"\x91\x93\xaetokenizer.json\xc4\x20" + bytes(32) + b"\xce\x00\x01\x11\x70"
+        b"\x93"
+        b"\x92\xc4\x20" + b"\x01" * 32 + b"\x91\x93\xb9model.embed_tokens.weight" + shape + b"\x92\xc4\x20"
+        b"" + b"\x02" * 32 + b"\x91\x93\xd9\x21model.layers.0.mlp.up_proj.weight" + shape + b"\x92\xc4\x20"
+        b"" + b"\x03" * 32 + b"\x92\x93\xaelm_head.weight" + shape + b"\x93\xb1model.norm.weight" + shape
+    )
 
 
 @given(st.binary(max_size=300))

@@ -191,6 +191,12 @@ def test_a_cache_that_cannot_be_made_still_resolves_folders(tmp_path: Path, tiny
     assert ModelStore(tmp_path / "cache").resolve(tiny_model).cid == describe_folder(tiny_model).cid
 
 
+def test_a_cache_that_cannot_be_made_keeps_no_model(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(WeightsError, match=f"cannot keep model 'tiny' in {tmp_path}/cache/models"):
+        ModelStore(tmp_path / "cache").add("tiny", copier(tiny_model))
+
+
 def test_a_damaged_model_is_named_and_does_not_hide_others(store: ModelStore, tiny_model: Path) -> None:
     store.add("bad", copier(tiny_model))
     good = store.add("good", copier(tiny_model))

@@ -28,7 +28,7 @@ TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 SPECS = st.builds(
     TensorSpec,
-    name=NAMES.filter(lambda name: name != "__metadata__"),
+    name=NAMES.filter(lambda name: name != "__metadata__" and name.isprintable()),
     dtype=st.sampled_from(sorted(TORCH_DTYPES)),
     shape=st.lists(st.integers(1, 5), max_size=3).map(tuple),
 )
@@ -74,6 +74,16 @@ def test_the_order_of_names_does_not_matter() -> None:
     specs = [TensorSpec("b", "F16", (3,)), TensorSpec("a", "F16", (1,)), TensorSpec("c", "F32", (2,))]
     assert canonical_header(specs) == canonical_header(reversed(specs))
     assert [spec.name for spec in canonical_order(specs)] == ["c", "a", "b"]
+
+
+def test_canonical_headers_are_what_the_wire_page_says() -> None:
+    specs = [TensorSpec("b", "BF16", (3,)), TensorSpec("é", "BF16", ()), TensorSpec("z", "F32", (2, 3))]
+    assert canonical_header(specs) == (
+        b"\xb0\x00\x00\x00\x00\x00\x00\x00"
+        b'{"z":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},'
+        b'"b":{"dtype":"BF16","shape":[3],"data_offsets":[24,30]},'
+        b'"\xc3\xa9":{"dtype":"BF16","shape":[],"data_offsets":[30,32]}}       '
+    )
 
 
 def entry(start: int, end: int, *, dtype: Any = "F32", shape: Any = None) -> dict[str, Any]:
@@ -123,6 +133,7 @@ def test_a_file_with_metadata_and_padding_is_read(write: Callable[..., Path]) ->
         ({"t": entry(0, 8, dtype="I64", shape=[1])}, 8, "F32, F16 or BF16"),
         ({"": entry(0, 4)}, 4, "name has 1 to"),
         ({"n" * 257: entry(0, 4)}, 4, "name has 1 to"),
+        (b'{"\\ud800": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, "name has 1 to"),
     ],
 )
 def test_a_damaged_file_is_refused(
