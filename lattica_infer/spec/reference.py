@@ -93,14 +93,19 @@ def _uniform(low: Tensor, high: Tensor) -> Tensor:
 
 def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     """Standard Gumbel noise of token ids (int64), doubles of the same shape."""
-    place = (position & _LOW, position >> 32)
-    words = philox((tokens // BLOCK, *place, _OF_BLOCK), seed)
-    least = -log(_uniform(words[0], words[1])) / BLOCK
-    lane = words[2] >> 25
-    words = philox((tokens // 2, *place, _OF_TOKEN), seed)
-    odd = (tokens % 2).bool()
-    own = -log(_uniform(torch.where(odd, words[2], words[0]), torch.where(odd, words[3], words[1])))
-    return -log(torch.where(tokens % BLOCK == lane, least, least + own))
+    where = (position & _LOW, position >> 32)
+    block = tokens // (8 * BLOCK) * 8 + tokens % 8  # blocks are interleaved by eight
+    place = tokens // 8 % BLOCK
+    low, high = _pair(philox((block // 2, *where, _OF_BLOCK), seed), block % 2)
+    least = -log(_uniform(low, high)) / BLOCK
+    at = low & (BLOCK - 1)
+    own = -log(_uniform(*_pair(philox((block * (BLOCK // 2) + place // 2, *where, _OF_TOKEN), seed), place % 2)))
+    return -log(torch.where(place == at, least, least + own))
+
+
+def _pair(words: list[Tensor], odd: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two of four words, or the last two."""
+    return torch.where(odd == 1, words[2], words[0]), torch.where(odd == 1, words[3], words[1])
 
 
 def _fold(terms: Tensor) -> Tensor:

@@ -148,12 +148,7 @@ pub fn walk(
     let mut found = Vec::new();
     let (tokens, path) = walk_with(tree, |node, depth| {
         let logits = &rows[node * vocabulary..][..vocabulary];
-        let row = if warp.temperature == 0.0 {
-            Row::greedy(logits, &mut maxima)
-        } else {
-            Row::blocked(logits, &mut maxima)
-        }
-        .map_err(|error| WalkError::Row { node, error })?;
+        let row = Row::new(logits, &mut maxima).map_err(|error| WalkError::Row { node, error })?;
         let here = Place {
             position: place.position + depth + 1,
             ..place
@@ -169,4 +164,67 @@ pub fn walk(
         path,
         logprobs: found,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GREEDY: Warp = Warp {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+    };
+    const HERE: Place = Place { seed: 1, position: 0 };
+
+    #[test]
+    fn the_walk_goes_down_where_the_target_agrees_and_stops_where_not() {
+        let tokens = [5, 17, 9, 17];
+        let tree = Tree::new(&tokens, &[-1, 0, 1, 0], 20).expect("a tree");
+        let mut rows = vec![0.0; 80];
+        rows[17] = 1.0; // after node 0
+        rows[20 + 9] = 1.0; // after node 1, the first of two children with 17
+        rows[40 + 3] = 1.0; // after node 2
+        let verdict = walk(&tree, &rows, 20, HERE, GREEDY, true).expect("a walk");
+        assert_eq!((verdict.tokens, verdict.path), (vec![17, 9, 3], vec![1, 2]));
+        assert_eq!(verdict.logprobs.len(), 3);
+    }
+
+    #[test]
+    fn only_visited_rows_are_looked_at() {
+        let tree = Tree::new(&[0, 1, 2], &[-1, 0, 0], 3).expect("a tree");
+        let mut rows = vec![0.0; 9];
+        rows[1] = 1.0;
+        rows[8] = f32::NAN; // node 2
+        assert!(walk(&tree, &rows, 3, HERE, GREEDY, false).is_ok());
+        rows[4] = f32::NAN; // node 1
+        let error = RowError::NotANumber;
+        assert_eq!(
+            walk(&tree, &rows, 3, HERE, GREEDY, false),
+            Err(WalkError::Row { node: 1, error })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_tree_and_no_setting_panics(
+            tokens in prop::collection::vec(0u32..6, 0..9),
+            parents in prop::collection::vec(-2i64..9, 0..9),
+            rows in prop::collection::vec(any::<f32>(), 0..50),
+            vocabulary in 0usize..7,
+            temperature: f64,
+            top_k: u64,
+            top_p: f64,
+            position: u64,
+        ) {
+            if let Ok(tree) = Tree::new(&tokens, &parents, vocabulary) {
+                let warp = Warp { temperature, top_k, top_p };
+                let rows: Vec<f32> = rows.iter().copied().cycle().take(tokens.len() * vocabulary).collect();
+                if let Ok(verdict) = walk(&tree, &rows, vocabulary, Place { seed: 3, position }, warp, true) {
+                    prop_assert_eq!(verdict.tokens.len(), verdict.path.len() + 1);
+                }
+            }
+        }
+    }
 }
