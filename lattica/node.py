@@ -25,6 +25,7 @@ from lattica.ids import PeerId
 from lattica.metrics_server import serve_metrics
 from lattica.net.api import Host, Peer, Stream
 from lattica.net.identity import Identity
+from lattica.net.local import stream_pair
 from lattica.plugins import plugins
 from lattica.rpc.service import Rpc
 from lattica.telemetry import Log, Metrics, span
@@ -75,11 +76,13 @@ class Node:
         self.data_dir: Path | None = config.folder
         self.serves: dict[str, str] = {}
         self.metrics = Metrics()
+        self._peer_count = self.metrics.gauge("lattica_peers", "Peers that are connected.")
         self.log = Log("lattica.node", {"node": str(self.peer_id)[-8:]})
         self.control = Rpc(local=self.peer_id, open_stream=_no_stream)
         self.host: Host
         self.rpc: Rpc
         self.dht: Records
+        self._nursery: trio.Nursery
         self._clock = clock
         self._endpoints: dict[str, Rpc] = {}
         self._bootstrap = BootstrapPolicy(config.bootstrap, rng=rng, now=trio.current_time())
@@ -137,6 +140,8 @@ class Node:
     def endpoint(self, protocol: str) -> Rpc:
         """Calls under a protocol id of their own; the same object each time. Served from the first use.
 
+        Calls to this node itself go through a local stream: whoever holds a shard may also ask it for tokens.
+
         Raises:
             LocalProtocolError: the id is not under `/lattica/`, where the gate stands.
         """
@@ -145,6 +150,10 @@ class Node:
         if protocol not in self._endpoints:
 
             async def open_stream(peer: PeerId) -> Stream:
+                if peer == self.peer_id:
+                    here, there = stream_pair(peer, protocol)
+                    self._nursery.start_soon(_answer, rpc, there)
+                    return here
                 return await self.host.open_stream(peer, [protocol])
 
             rpc = Rpc(local=self.peer_id, open_stream=open_stream)
@@ -166,7 +175,7 @@ class Node:
 
     def _watch(self, peer: PeerId, connected: bool) -> None:
         """Told by the host of each peer that comes or goes."""
-        self.metrics.gauge("lattica_peers", "Peers that are connected.").inc(1 if connected else -1)
+        self._peer_count.inc(1 if connected else -1)
         if connected:
             self._bootstrap.on_connected(peer)
         else:
@@ -247,6 +256,8 @@ def _libp2p() -> OpenHost:
 async def _open_parts(node: Node, stack: AsyncExitStack, holder: folder.Holder | None) -> None:
     """Everything above the network, in start order; the stack stops it."""
     config, policy = node.config, node._bootstrap
+    node._nursery = await stack.enter_async_context(trio.open_nursery())
+    stack.callback(node._nursery.cancel_scope.cancel)
     node.rpc = node.endpoint(protocols.RPC)
     node.rpc.register(status.public_service(node))
     node.control.register(status.control_service(node))
@@ -264,9 +275,7 @@ async def _open_parts(node: Node, stack: AsyncExitStack, holder: folder.Holder |
     if config.metrics is not None:
         address = await stack.enter_async_context(serve_metrics(node.metrics, config.metrics))
         node.log.info("metrics are served", address=address)
-    nursery = await stack.enter_async_context(trio.open_nursery())
-    stack.callback(nursery.cancel_scope.cancel)
-    nursery.start_soon(node._keep_bootstrapped)
+    node._nursery.start_soon(node._keep_bootstrapped)
     if holder is not None:
         await stack.enter_async_context(control.serve(holder.control, node.control, log=node.log))
     if config.services:
@@ -279,6 +288,14 @@ def _close_endpoints(node: Node) -> None:
     for protocol, rpc in node._endpoints.items():
         node.host.unserve(protocol)
         rpc.close()
+
+
+async def _answer(rpc: Rpc, stream: Stream) -> None:
+    """Our own end of a call to ourselves; `Rpc.handle` raises nothing but Cancelled."""
+    try:
+        await rpc.handle(stream)
+    finally:
+        stream.reset()
 
 
 async def _no_stream(peer: PeerId) -> Stream:
