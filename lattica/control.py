@@ -20,6 +20,7 @@ import trio
 from lattica.errors import ConfigError, DeadlineError, LatticaError, StreamError
 from lattica.folder import holder
 from lattica.ids import PeerId
+from lattica.net.local import LocalStream
 from lattica.protocols import DEFAULT_TIMEOUT_SECONDS
 from lattica.rpc.service import ClientStream, Rpc
 from lattica.telemetry import Log
@@ -42,45 +43,6 @@ class NodeNotRunningError(LatticaError):
         self.folder = folder
 
 
-class UnixStream:
-    """A socket's stream as `lattica.net.api.Stream`. Its peer is None: a user of this machine."""
-
-    protocol = "/unix"
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-
-    @property
-    def peer(self) -> Any:
-        return None
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with _stream_errors():
-            await self._stream.send_all(memoryview(data))
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        with _stream_errors():
-            return bytes(await self._stream.receive_some(max_bytes))
-
-    async def send_eof(self) -> None:
-        with _stream_errors():
-            await self._stream.send_eof()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    def reset(self) -> None:
-        self._stream.socket.close()
-
-
-@contextlib.contextmanager
-def _stream_errors() -> Any:
-    try:
-        yield
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise StreamError("the control socket's other end is gone") from error
-
-
 # The node's end.
 
 
@@ -98,7 +60,7 @@ async def serve(path: Path, rpc: Rpc, *, log: Log) -> AsyncIterator[None]:
             log.warning("another user's process tried the control socket", path=path)
             await stream.aclose()
             return
-        await rpc.handle(UnixStream(stream))
+        await rpc.handle(LocalStream(stream))
 
     try:
         async with trio.open_nursery() as nursery:
@@ -179,7 +141,7 @@ async def open_client(data_dir: str | os.PathLike[str]) -> AsyncIterator[Control
     first = await _connect(folder)  # at once, so that a node that doesn't run is not a failed call later
     waiting = [first]
 
-    async def open_stream(peer: PeerId) -> UnixStream:
+    async def open_stream(peer: PeerId) -> LocalStream:
         return waiting.pop() if waiting else await _connect(folder)
 
     rpc = Rpc(local=None, open_stream=open_stream)
@@ -190,12 +152,12 @@ async def open_client(data_dir: str | os.PathLike[str]) -> AsyncIterator[Control
         first.reset()
 
 
-async def _connect(folder: Path) -> UnixStream:
+async def _connect(folder: Path) -> LocalStream:
     running = holder(folder)
     if running is None:
         raise NodeNotRunningError(folder)
     try:
-        return UnixStream(await trio.open_unix_socket(str(running.control)))
+        return LocalStream(await trio.open_unix_socket(str(running.control)))
     except PermissionError:
         raise ConfigError(
             f"the node on {folder} runs as another user; run this command as that user"
