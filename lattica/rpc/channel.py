@@ -74,7 +74,8 @@ class Channel:
             self.is_broken = False
         finally:
             self._sending = False
-            self._sent.unpark()
+            if self._sent:
+                self._sent.unpark()
 
     def head(self) -> Body | None:
         """The frame that `take` would give at once, if any."""
@@ -105,7 +106,8 @@ class Channel:
         body = self._reader.next()
         if body is not None:
             self._release(len(body[0]) + len(body[1]))
-            self._room.unpark()
+            if self._room:
+                self._room.unpark()
         return body
 
     def start_reading(self, nursery: trio.Nursery) -> None:
@@ -122,7 +124,8 @@ class Channel:
                     await self._probe()
             if not self.is_ended:
                 await self._read()
-            self._arrivals.unpark_all()
+            if self._arrivals:
+                self._arrivals.unpark_all()
             if self.on_frame is not None and self._reader.head() is not None:
                 self.on_frame()
         if self.on_end is not None:

@@ -32,6 +32,8 @@ _UNSCANNED_BYTES: Final = 4096  # up to here the worst that nested claims can ma
 _FLAT: Final = frozenset({type(None), bool, int, float, str})
 _LEAVES: Final = _FLAT | {bytes}
 _STR: Final = frozenset({str})
+_LISTS: Final = (list, tuple)  # tuples: a union of types is built anew each time it is written
+_BUFFERS: Final = (bytes, bytearray, memoryview)
 _ZEROS: Final = bytes(ALIGNMENT)
 
 
@@ -103,7 +105,7 @@ class _Writer:
         kind = type(value)
         if kind in _FLAT:
             return value
-        if isinstance(value, list | tuple):
+        if isinstance(value, _LISTS):
             self._enter(len(value), depth)
             # One pass in C decides for the usual flat list; only others are walked in Python.
             return (
@@ -119,7 +121,7 @@ class _Writer:
             if _FLAT.issuperset(map(type, value.values())):
                 return value
             return {key: self.prepare(v, depth + 1) for key, v in value.items()}
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, _BUFFERS):
             return self._bytes(value)
         tensor = as_tensor(value)
         if tensor is not None:

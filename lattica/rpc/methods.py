@@ -67,10 +67,9 @@ class Method:
         """Why these arguments do not fit, if so."""
         if self.least <= len(args) and (self.most is None or len(args) <= self.most):
             return None
-        wanted = (
-            str(self.least) if self.most == self.least else f"{self.least} to {self.most or 'any number of'}"
-        )
-        return f"takes {wanted} arguments, got {len(args)}"
+        most = "any number of" if self.most is None else self.most
+        wanted = str(self.least) if self.least == self.most else f"{self.least} to {most}"
+        return f"takes {wanted} argument{'' if wanted == '1' else 's'}, got {len(args)}"
 
     def start(self, call: Call, args: list[Any]) -> Any:
         """The handler's coroutine or async generator, not yet begun."""

@@ -188,10 +188,9 @@ class Server:
         channel.on_end = scope.cancel
         if channel.is_ended:
             scope.cancel()
-        failure: Failure | None = None
         try:
             with scope:
-                await self._send_result(inbound, self._find(request.method), call, request.args)
+                await self._send_result(inbound, call, request.args)
         except (Exception, SystemExit) as error:
             is_left = channel.is_broken or channel.is_ended
             if not (is_left and isinstance(single(error), StreamError)):
@@ -210,9 +209,11 @@ class Server:
         with trio.move_on_after(_FAREWELL_SECONDS) if scope.cancelled_caught else trio.CancelScope():
             await self._end(inbound, failure)
 
-    async def _send_result(self, inbound: _Inbound, method: Method, call: Call, args: list[Any]) -> None:
+    async def _send_result(self, inbound: _Inbound, call: Call, args: list[Any]) -> None:
+        method = self._find(call.method)
         if refusal := method.refusal(args):
-            raise TypeError(f"{call.method} {refusal}")
+            await self._end(inbound, Failure("TypeError", f"{call.method} {refusal}", {}))
+            return
         running = method.start(call, args)
         if not method.is_stream:
             await self._end(inbound, End(await running))

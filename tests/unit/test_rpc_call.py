@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,12 +94,19 @@ def test_a_second_request_waits_for_the_end_of_the_first() -> None:
     assert calls.receive(request) is not None
 
 
-def test_the_bytes_of_a_request_are_those_in_the_documents() -> None:
-    """docs/wire.md, "Frames and calls"."""
-    frame = pack(Request("greeter.hello", ["Ada"], 5.0, "00f067aa0ba902b7", False))
-    assert b"".join(frame).hex() == (
-        "30009600ad677265657465722e68656c6c6f91a3416461cb4014000000000000b030306630363761613062613930326237c2"
-    )
+@pytest.mark.parametrize(
+    "message",
+    [
+        Request("greeter.hello", ["Ada"], 5.0, "00f067aa0ba902b7", False),
+        Item(np.array([[1, 2], [3, 4]], np.float32)),
+    ],
+    ids=["request", "tensor"],
+)
+def test_bytes_are_those_in_the_documents(message: Message, repository: Path) -> None:
+    page = (repository / "docs/wire.md").read_text()
+    example = page.partition("## Frames and calls")[2].partition("### An example")[2]
+    vectors = ["".join(block.split()) for block in re.findall(r"```text\n(.*?)```", example, flags=re.DOTALL)]
+    assert b"".join(pack(message)).hex() in vectors
 
 
 @pytest.mark.parametrize(
