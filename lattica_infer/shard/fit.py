@@ -1,4 +1,4 @@
-"""Whether a range of layers can be served here: layers, device, dtype and bytes, checked before anything loads."""
+"""Whether a range of layers fits here: device, dtype and bytes, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,18 +22,6 @@ _DTYPES: Final = {
     "fp16": torch.float16,
     "float16": torch.float16,
 }
-
-
-def check_layers(layers: range | None, config: ModelConfig, model: str) -> range:
-    """The layers to serve, all of them for None. InferenceError when the model has no such layers."""
-    if layers is None:
-        return range(config.num_layers)
-    if layers.step == 1 and 0 <= layers.start < layers.stop <= config.num_layers:
-        return layers
-    raise InferenceError(
-        f"layers {layers.start}:{layers.stop} of {model} don't exist: it has {config.num_layers} layers, "
-        f"0:{config.num_layers} is all of them"
-    )
 
 
 def check_device(device: str) -> torch.device:

@@ -21,9 +21,10 @@ from lattica.ids import Cid, PeerId
 from lattica.rpc.service import Call, Rpc, Service
 from lattica_infer import checks
 from lattica_infer.errors import InferenceError
+from lattica_infer.layers import check_layers
 from lattica_infer.messages import Announcement, SessionSpec, owner_id, session_id, shards_key
 from lattica_infer.model.transformer import Stage
-from lattica_infer.shard.fit import check_device, check_dtype, check_layers, session_limits, weight_bytes
+from lattica_infer.shard.fit import check_device, check_dtype, session_limits, weight_bytes
 from lattica_infer.shard.live import LiveSession
 from lattica_infer.shard.sessions import SessionLimits, Sessions
 from lattica_infer.shard.worker import Worker
@@ -213,7 +214,7 @@ async def serve_shard(
     """
     stored = await trio.to_thread.run_sync(_resolve, model)
     config = stored.config
-    wanted = check_layers(layers, config, stored.name)
+    wanted = check_layers(layers, config.num_layers, stored.name)
     place = check_device(device)
     kind = check_dtype(dtype, place)
     bounds = limits or session_limits(config, wanted, kind, max_memory)
