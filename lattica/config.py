@@ -17,11 +17,13 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from lattica import multiaddr
 from lattica.errors import ConfigError
-from lattica.telemetry import LogFormat, LogLevel
+
+if TYPE_CHECKING:
+    from lattica.telemetry import LogFormat, LogLevel
 
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/4001",)  # the port that libp2p programs use
 MAX_ADDRESSES: Final = 64  # in one setting; each bootstrap peer costs a connection that is kept alive
