@@ -270,7 +270,7 @@ class MuxedConnection(IMuxedConn):
             self._stream.socket.close()
         self._send_accepted.close()
         for stream in list(self._streams.values()):
-            stream.broke(f"the connection to {self.peer} was lost: {reason}")
+            stream.lost(f"the connection to {self.peer} was lost: {reason}")
         self._streams.clear()
         self._pending.unpark_all()
         self._drain.unpark_all()

@@ -30,6 +30,7 @@ class MuxedStream:
         self._buffer: deque[bytes | memoryview] = deque()
         self._ended = False  # by the other side
         self._sent_eof = False
+        self._broken_off = False
         self._error: str | None = None
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
@@ -43,10 +44,10 @@ class MuxedStream:
         """As `lattica.net.api.Stream.receive_some`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._buffer:
+            if self._ended and not self._broken_off:
+                return b""
             if self._error is not None:
                 raise StreamError(self._error)
-            if self._ended:
-                return b""
             await self._readable.park()
         piece = self._buffer.popleft()
         if max_bytes is not None and len(piece) > max_bytes:
@@ -132,9 +133,15 @@ class MuxedStream:
         self._writable.unpark_all()
 
     def broke(self, reason: str) -> None:
+        """The stream was reset or closed: what was not read is dropped."""
+        self._broken_off = True
+        self._buffer.clear()
+        self.lost(reason)
+
+    def lost(self, reason: str) -> None:
+        """The connection ended: what arrived before can still be read."""
         if self._error is None:
             self._error = reason
-            self._buffer.clear()
         self._readable.unpark_all()
         self._writable.unpark_all()
 
@@ -179,8 +186,9 @@ class ForLibp2p(IMuxedStream):
         await self.close_write()
 
     async def reset(self) -> None:
-        """Break the stream off."""
-        self.stream.reset()
+        """Break the stream off; of a lost connection what arrived can still be read (libp2p resets all then)."""
+        if not self.muxed_conn.is_closed:
+            self.stream.reset()
         await trio.lowlevel.checkpoint()
 
     def set_deadline(self, ttl: int) -> None:

@@ -375,3 +375,26 @@ async def test_what_was_sent_before_closing_still_arrives() -> None:
             await stream.aclose()
         await done.wait()
     assert len(got) == 200_000
+
+
+async def test_bytes_that_arrived_before_the_loss_are_read_and_then_the_loss() -> None:
+    go_on = trio.Event()
+    got: list[bytes] = []
+
+    async def read_late(stream: Stream) -> None:
+        await go_on.wait()
+        got.append(await stream.receive_some())
+        with pytest.raises(StreamError, match="lost"):
+            await stream.receive_some()
+
+    async with a_host() as host:
+        host.serve("/lattica/late", read_late)
+        async with a_host() as other:
+            await other.connect(host.addresses[0])
+            stream = await other.open_stream(host.peer_id, ["/lattica/late"])
+            await stream.send_all(b"last words")
+        while host.peers():  # noqa: ASYNC110  # a real socket's end
+            await trio.sleep(0.001)
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+    assert got == [b"last words"]
