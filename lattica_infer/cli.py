@@ -39,35 +39,13 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Bring a model to this machine; needs no running node."""
+    from lattica.cli.progress import ByteProgress
     from lattica_infer.model.sources import import_model
     from lattica_infer.weights.store import ModelStore
 
-    with failures(), _Bar("importing") as bar:
+    with failures(), ByteProgress("importing") as bar:
         stored = import_model(source, ModelStore(), name=name, progress=bar.update)
     emit(stored.summary(), json, f"{stored.name}: {stored.cid}")
-
-
-class _Bar:
-    """A progress bar on stderr, of bytes; quiet where stderr is no terminal."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(title, total=None)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._progress.stop()
-
-    def update(self, done_bytes: int, total_bytes: int) -> None:
-        self._progress.update(self._task, completed=done_bytes, total=total_bytes)
 
 
 @model_app.command("ls")
@@ -274,7 +252,9 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # names and ids are copied into the next command
     for row in rows:
         table.add_row(*map(plain, row))
     return table

@@ -15,6 +15,7 @@ from lattica.errors import LatticaError
 from lattica.ids import Cid
 from lattica.rpc.service import Call, Service
 from lattica_infer.errors import InferenceError
+from lattica_infer.tasks import background
 
 if TYPE_CHECKING:
     from lattica.node import Node
@@ -31,11 +32,9 @@ _GENERATE_SETTINGS: Final = frozenset(
 @asynccontextmanager
 async def open_services(node: Node) -> AsyncIterator[None]:
     """Offer inference on the node's control socket while the block runs."""
-    async with trio.open_nursery() as nursery:
-        commands = _Commands(node, nursery)
-        node.control.register(commands.service())
+    async with background() as nursery:
+        node.control.register(_Commands(node, nursery).service())
         yield
-        nursery.cancel_scope.cancel()
 
 
 class _Commands:

@@ -32,6 +32,7 @@ from lattica_infer.messages import (
     VerdictFrame,
     event_from_value,
 )
+from lattica_infer.tasks import background
 
 _OPEN_SECONDS: Final = 15.0  # a dial of the next hop that times out, and the answer that it did
 _CLOSE_SECONDS: Final = 3.0  # for all stages to end in order; then the streams are broken off
@@ -272,19 +273,10 @@ async def open_pipeline(
         host.add_addresses(stage.peer, stage.addresses)
     pipeline = Pipeline(stages, rpc=rpc, vocab=vocab)
     specs = session_specs(stages, owner=host.peer_id, model=model, rows=rows, sampling=sampling)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            await pipeline.open(nursery, host.peer_id, specs)
-            yield pipeline
-            await pipeline.close()
-        except (trio.Cancelled, GeneratorExit):
-            raise
-        except BaseException as error:
-            failure = error  # raised below, where the nursery cannot wrap it in a group
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with background() as nursery:
+        await pipeline.open(nursery, host.peer_id, specs)
+        yield pipeline
+        await pipeline.close()
 
 
 def session_specs(

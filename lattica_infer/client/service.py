@@ -29,6 +29,7 @@ from lattica_infer.errors import CacheFullError, InferenceError, NoRouteError
 from lattica_infer.messages import Announcement, shards_key
 from lattica_infer.model.text import Tokenizer
 from lattica_infer.spec.drafters import Drafter
+from lattica_infer.tasks import background
 from lattica_infer.weights.store import ModelStore, StoredModel
 
 if TYPE_CHECKING:
@@ -241,18 +242,9 @@ class Mesh:
             seed=request.sampling.seed, drafter=request.drafter.name, prompt_tokens=len(request.prompt)
         )
         stream = GenerationStream(stats)
-        failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
+        async with background() as nursery:
             nursery.start_soon(self._run, request, stream)
-            try:
-                yield stream
-            except (trio.Cancelled, GeneratorExit):
-                raise
-            except BaseException as error:
-                failure = error  # raised below, where the nursery cannot wrap it in a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+            yield stream
 
     async def _run(self, request: Request, stream: GenerationStream) -> None:
         try:

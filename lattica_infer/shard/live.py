@@ -16,12 +16,15 @@ import trio
 from lattica.errors import LatticaError, RemoteProtocolError
 from lattica.net.api import Host
 from lattica.rpc.service import ClientStream, Rpc
+from lattica.telemetry import Log
 from lattica_infer.errors import InferenceError, ShardLostError
 from lattica_infer.messages import Alive, Hop, Opened, StepFrame, VerdictFrame
 from lattica_infer.model.kv_cache import KVCache
 from lattica_infer.model.transformer import Stage
 from lattica_infer.shard.sessions import Session, Sessions
 from lattica_infer.shard.worker import Worker, compute
+
+_log = Log("lattica.shard")
 
 _EVENT_BUFFER: Final = 16  # events that a coordinator has not taken yet; then its session waits for it
 _CLOSE_SECONDS: Final = (
@@ -56,7 +59,7 @@ class LiveSession:
         Raises:
             ShardLostError: the next hop could not be reached (before it is started; afterwards see `error`).
         """
-        spec = self.session.spec
+        spec, is_started = self.session.spec, False
         try:
             self._cache = await self._worker.run(self._stage.new_cache, spec.rows)
             async with AsyncExitStack() as stack:
@@ -72,11 +75,16 @@ class LiveSession:
                     opened = Opened(self._stage.numeric_class, self._sessions.limits.lease_seconds)
                     self._tell.send_nowait(opened.to_value())
                     task_status.started()
+                    is_started = True
                     await self._ended.wait()
                     nursery.cancel_scope.cancel()
+        except Exception as error:
+            if not is_started:
+                raise
+            _log.exception("a session ended by a bug of ours", owner=self.session.owner)
+            self.fail(error)
         finally:
-            if not self._ended.is_set():
-                self.fail(InferenceError("the shard is closing"))
+            self.fail(InferenceError("the shard is closing"))  # unless there was another reason
             if self._stepping is not None:
                 self._stepping.cancel()
             self._sessions.close(self.session)

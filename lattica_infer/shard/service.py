@@ -28,6 +28,7 @@ from lattica_infer.shard.fit import check_device, check_dtype, session_limits, w
 from lattica_infer.shard.live import LiveSession
 from lattica_infer.shard.sessions import SessionLimits, Sessions
 from lattica_infer.shard.worker import Worker
+from lattica_infer.tasks import background
 from lattica_infer.weights.loading import load_stage_tensors
 from lattica_infer.weights.store import ModelStore, StoredModel
 
@@ -225,7 +226,7 @@ async def serve_shard(
 
     stage = await worker.run(load, abandon_on_cancel=True)
     service = ShardService.of(node)
-    async with trio.open_nursery() as nursery:
+    async with background() as nursery:
         shard = Shard(
             model=stored,
             layers=wanted,
@@ -268,7 +269,7 @@ class _Announcer:
                     await self._put(self._announcement(addresses), ANNOUNCE_TTL_SECONDS)
                     told, due = addresses, trio.current_time() + ANNOUNCE_AGAIN_SECONDS
                     if not is_found:
-                        self._node.serves[f"{self._key}/{self._subkey}"] = self._label
+                        self._node.serves[self._label] = str(self._shard.model.cid)
                         task_status.started()
                         is_found = True
                 except RecordError as error:
@@ -281,7 +282,7 @@ class _Announcer:
 
     async def withdraw(self) -> None:
         """Replace the record by an empty one, so that nobody asks for the shard any more."""
-        self._node.serves.pop(f"{self._key}/{self._subkey}", None)
+        self._node.serves.pop(self._label, None)
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _WITHDRAW_SECONDS):
             try:
                 await self._put(b"", _WITHDRAW_SECONDS)
@@ -290,6 +291,7 @@ class _Announcer:
 
     @property
     def _label(self) -> str:
+        """What `lattica peers` shows."""
         return f"{self._shard.model.name} {self._shard.layers.start}:{self._shard.layers.stop}"
 
     async def _put(self, value: bytes, ttl: float) -> None:

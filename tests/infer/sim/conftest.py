@@ -66,10 +66,14 @@ class Swarm:
             )
         return nodes
 
-    async def mesh(self, node: Node | None = None) -> Mesh:
-        """The model, opened by a node that holds no layers."""
-        opened = lattica_infer.open_model(node or await self.node(), str(self.model))
-        return await self.stack.enter_async_context(opened)
+    def opening(self, node: Node) -> Any:
+        """`open_model` for the tiny model; a context manager."""
+        return lattica_infer.open_model(node, str(self.model))
+
+    async def mesh(self) -> Mesh:
+        """The model, opened by a new node that holds no layers."""
+        mesh: Mesh = await self.stack.enter_async_context(self.opening(await self.node()))
+        return mesh
 
     def is_idle(self) -> bool:
         """Whether no shard holds anything for anybody."""
