@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 import lattica
-from lattica import protocols
+from lattica import protocols, status
 from lattica.bootstrap import FIRST_DELAY_SECONDS
 from lattica.cli.node import CHANGE_SECONDS, changes
 from lattica.node import Node
@@ -128,6 +128,19 @@ async def test_peers_learn_what_a_node_serves(autojump_clock: MockClock) -> None
         node.serves["shard"] = "tiny 0:10"
         await until(first.peers)
         assert await first.rpc.call(node.peer_id, "lattica.serves") == {"shard": "tiny 0:10"}
+
+
+async def test_a_boasting_peer_does_not_flood_the_table(autojump_clock: MockClock) -> None:
+    async with a_mesh() as mesh:
+        first = await mesh.node()
+        node = await mesh.node(first)
+        node.serves |= {f"{number} " + "x" * 999: "y" * 999 for number in range(100)}
+        await until(first.peers)
+        (row,) = await status.peer_rows(first)
+        assert len(row["serves"]) == status.MAX_SERVES
+        assert {len(word) for pair in row["serves"].items() for word in pair} == {
+            status.MAX_SERVES_CHARACTERS
+        }
 
 
 async def test_every_inbound_stream_passes_the_gate(

@@ -147,6 +147,18 @@ def test_any_bytes_are_settings_or_a_config_error(
         assert load({}, environment={}, config_file=path).config.listen
 
 
+_WORDS = st.sampled_from(
+    ["ip4", "ip6", "dns", "tcp", "p2p", "p2p-circuit", "memory", "127.0.0.1", "::1", "1", PEER, ""]
+)
+
+
+@given(address=st.text(max_size=40) | st.lists(_WORDS, max_size=8).map(lambda words: "/" + "/".join(words)))
+def test_any_text_is_an_address_or_a_config_error(address: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert NodeConfig(bootstrap=[address]).bootstrap == (address,)
+        assert address.endswith(f"/p2p/{PEER}")
+
+
 _PRINTABLE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 
 
