@@ -66,9 +66,12 @@ class Log:
     def warning(self, event: str, /, **fields: object) -> None:
         self._emit(logging.WARNING, event, fields)
 
-    def error(self, event: str, /, error: BaseException | None = None, **fields: object) -> None:
-        """An error line; `error` adds its traceback."""
-        self._emit(logging.ERROR, event, fields, error)
+    def error(self, event: str, /, **fields: object) -> None:
+        self._emit(logging.ERROR, event, fields)
+
+    def exception(self, event: str, /, **fields: object) -> None:
+        """An error line with the traceback of what is being handled, as the standard library has it."""
+        self._emit(logging.ERROR, event, fields, sys.exc_info()[1])
 
     def _emit(
         self, level: int, event: str, fields: Mapping[str, object], error: BaseException | None = None

@@ -66,8 +66,8 @@ def test_an_error_line_carries_the_traceback() -> None:
     stream = captured("json")
     try:
         raise ValueError("boom")
-    except ValueError as error:
-        Log("lattica.x").error("handler failed", error=error)
+    except ValueError:
+        Log("lattica.x").exception("handler failed", peer="P")
     assert "ValueError: boom" in json.loads(stream.getvalue())["error"]
 
 
