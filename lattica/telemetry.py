@@ -66,8 +66,9 @@ class Log:
     def warning(self, event: str, /, **fields: object) -> None:
         self._emit(logging.WARNING, event, fields)
 
-    def error(self, event: str, /, **fields: object) -> None:
-        self._emit(logging.ERROR, event, fields)
+    def error(self, event: str, error: BaseException | None = None, /, **fields: object) -> None:
+        """An error line, with the traceback of `error` where there is one."""
+        self._emit(logging.ERROR, event, fields, error)
 
     def exception(self, event: str, /, **fields: object) -> None:
         """An error line with the traceback of what is being handled, as the standard library has it."""

@@ -66,9 +66,13 @@ def test_an_error_line_carries_the_traceback() -> None:
     stream = captured("json")
     try:
         raise ValueError("boom")
-    except ValueError:
+    except ValueError as error:
         Log("lattica.x").exception("handler failed", peer="P")
-    assert "ValueError: boom" in json.loads(stream.getvalue())["error"]
+        caught = error
+    Log("lattica.x").error("told later", caught)
+    assert ["ValueError: boom" in json.loads(line)["error"] for line in stream.getvalue().splitlines()] == [
+        True
+    ] * 2
 
 
 def test_the_network_library_is_heard_only_when_debugging() -> None:
