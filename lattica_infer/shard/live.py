@@ -81,7 +81,7 @@ class LiveSession:
         except Exception as error:
             if not is_started:
                 raise
-            _log.exception("a session ended by a bug of ours", owner=self.session.owner)
+            _log.error("a session ended by a bug of ours", error, owner=self.session.owner)
             self.fail(error)
         finally:
             self.fail(InferenceError("the shard is closing"))  # unless there was another reason
