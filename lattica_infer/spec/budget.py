@@ -13,11 +13,10 @@ STEP: Final = 8  # nodes the cap moves a round: a bush of 64 is reached in a few
 PROBE_NODES: Final = 4  # drafted now and then when drafting does not pay, to notice when it would
 PROBE_EVERY: Final = 16  # rounds between two probes
 DECAY: Final = 0.96  # weight of an observation per round: about the last 25 count
-PRIOR_WEIGHT: Final = (
-    0.5  # rounds that the first guess of the costs is worth; breaks ties of the fit, no more
-)
+PRIOR_SPREAD: Final = 64.0  # nodes squared: the first slope counts like one round eight nodes off the mean
 PRIOR_NODES: Final = 4.0  # predicted acceptances that "the drafter's scores are right" is worth at first
 WORST_OUTLIER: Final = 4.0  # times the expected seconds; longer rounds were a hiccup and count as this long
+LEAST_SECONDS: Final = 1e-6  # no round is faster; a virtual clock may say 0
 UNSCORED_ACCEPTANCE: Final = 0.6  # probability of one more token, for drafters without an opinion
 
 
@@ -53,7 +52,7 @@ class Budget:
         self.max_nodes = max_nodes
         self.fixed_seconds = round_trip_seconds + stage_seconds
         self.node_seconds = stage_seconds / 16 if node_seconds is None else node_seconds
-        self._prior = (self.fixed_seconds, self.node_seconds)
+        self._first_slope = self.node_seconds
         # Decayed sums of 1, n, n*n, t and n*t over rounds of n drafted nodes and t seconds.
         self._sums = [0.0] * 5
         self._predicted = self._accepted = PRIOR_NODES
@@ -100,7 +99,7 @@ class Budget:
     def observe(self, *, nodes: int, accepted: int, seconds: float) -> None:
         """Learn from a finished round: drafted nodes sent, how many were accepted, what it took."""
         expected_seconds = self.fixed_seconds + nodes * self.node_seconds
-        seconds = min(seconds, WORST_OUTLIER * expected_seconds)
+        seconds = max(LEAST_SECONDS, min(seconds, WORST_OUTLIER * expected_seconds))
         sample = (1.0, float(nodes), float(nodes * nodes), seconds, nodes * seconds)
         self._sums = [DECAY * total + new for total, new in zip(self._sums, sample, strict=True)]
         self._fit()
@@ -112,18 +111,14 @@ class Budget:
         self._cap = max(min(PROBE_NODES, self.max_nodes), min(self.max_nodes, self._cap + move))
 
     def _fit(self) -> None:
-        """Least squares over the decayed rounds and two made-up ones on the first guess's line."""
-        fixed, slope = self._prior
+        """Least squares over the decayed rounds, the slope drawn towards its first guess.
+
+        Rounds of one width say nothing of the slope: then the guess stands, and `fixed` takes the rest.
+        """
         weight, n, nn, t, nt = self._sums
-        for guess in (0.0, 2.0 * STEP):
-            seconds = fixed + guess * slope
-            weight += PRIOR_WEIGHT
-            n += PRIOR_WEIGHT * guess
-            nn += PRIOR_WEIGHT * guess * guess
-            t += PRIOR_WEIGHT * seconds
-            nt += PRIOR_WEIGHT * guess * seconds
-        spread = weight * nn - n * n  # positive: the made-up rounds differ in n
+        spread = nn - n * n / weight
+        slope = nt - n * t / weight + PRIOR_SPREAD * self._first_slope
         # A free node or a negative cost is noise; a thousandth of a round keeps the rule finite.
-        mean = t / weight
-        self.node_seconds = max((weight * nt - n * t) / spread, 1e-3 * mean)
-        self.fixed_seconds = max((t - self.node_seconds * n) / weight, 1e-3 * mean)
+        least = 1e-3 * t / weight
+        self.node_seconds = max(slope / (spread + PRIOR_SPREAD), least)
+        self.fixed_seconds = max((t - self.node_seconds * n) / weight, least)

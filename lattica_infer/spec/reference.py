@@ -99,7 +99,9 @@ def gumbel(seed: int, position: int, tokens: Tensor) -> Tensor:
     low, high = _pair(philox((block // 2, *where, _OF_BLOCK), seed), block % 2)
     least = -log(_uniform(low, high)) / BLOCK
     at = low & (BLOCK - 1)
-    own = -log(_uniform(*_pair(philox((block * (BLOCK // 2) + place // 2, *where, _OF_TOKEN), seed), place % 2)))
+    own = -log(
+        _uniform(*_pair(philox((block * (BLOCK // 2) + place // 2, *where, _OF_TOKEN), seed), place % 2))
+    )
     return -log(torch.where(place == at, least, least + own))
 
 
