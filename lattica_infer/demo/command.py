@@ -58,7 +58,7 @@ def demo(
         link_ms=link_ms,
     )
     with failures():
-        stored = _find_or_import(model)
+        stored = find_or_import(model)
         if shards > stored.config.num_layers:
             raise UsageError(f"--shards {shards} is more than the model's {stored.config.num_layers} layers")
         report = _run(stored, options, _Screen(sys.stderr if json else sys.stdout))
@@ -67,7 +67,7 @@ def demo(
             raise typer.Exit(1)
 
 
-def _find_or_import(model: str) -> StoredModel:
+def find_or_import(model: str) -> StoredModel:
     """A model of this machine, or what a source gives: imported once, found from then on."""
     from lattica.cli.progress import ByteProgress
     from lattica_infer.model.sources import import_model

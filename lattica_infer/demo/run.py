@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,49 +50,71 @@ class Screen(Protocol):
         """It has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """The running processes; shard i serves `layers[i]`."""
+
+    bootstrap: NodeProcess
+    shards: list[NodeProcess]
+    layers: list[range]
+    coordinator: NodeProcess
+
+
 async def run(model: StoredModel, options: Options, screen: Screen) -> Report:
     """Start the swarm, generate plainly and speculatively, stop everything.
 
     Raises:
         LatticaError: a process did not start, or a generation failed.
     """
-    layers = split_layers(model.config.num_layers, options.shards)
-    with tempfile.TemporaryDirectory(prefix="lattica-demo-") as name:
-        async with AsyncExitStack() as stack:
-            folder, link = Path(name), options.link_ms / 1000
-            screen.step(f"starting {options.shards + 2} processes")
-            bootstrap = await stack.enter_async_context(
-                open_node_process("bootstrap", folder, link_seconds=link)
-            )
-            roles = [f"shard {number}" for number in range(1, options.shards + 1)]
-            nodes = await _open_all(stack, folder, [*roles, "coordinator"], bootstrap, link)
-            shards, coordinator = nodes[:-1], nodes[-1]
-            await _serve_all(stack, model, shards, layers, screen)
-            client = await stack.enter_async_context(coordinator.control())
-            settings = {
-                "max_tokens": options.max_tokens,
-                "temperature": options.temperature,
-                "seed": options.seed,
-            }
+    settings = {
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+    }
+    with tempfile.TemporaryDirectory(prefix="lattica-demo-") as folder:
+        async with (
+            open_swarm(model, options, Path(folder), screen.step) as swarm,
+            swarm.coordinator.control() as client,
+        ):
+            runs = []
             # Each run gets a drafter of its own, which starts empty: the plain run teaches nobody.
-            runs = [
-                await _generate(client, model, options.prompt, settings | {"drafter": drafter}, title, screen)
-                for drafter, title in (("none", "plain"), ("auto", "speculative"))
-            ]
-            rows = await _peer_rows(client, bootstrap, shards, layers, coordinator)
-        return Report(
-            model=model.name,
-            prompt=options.prompt,
-            plain=runs[0],
-            speculative=runs[1],
-            peers=rows,
-            link_ms=options.link_ms,
-            settings={
-                "temperature": options.temperature,
-                "seed": options.seed,
-                "max_tokens": options.max_tokens,
-            },
-        )
+            for drafter, title in (("none", "plain"), ("auto", "speculative")):
+                screen.begin(title)
+                asked = settings | {"drafter": drafter}
+                runs.append(await generate(client, model, options.prompt, asked, screen.token))
+                screen.end()
+            rows = await _peer_rows(client, swarm)
+    return Report(
+        model=model.name,
+        prompt=options.prompt,
+        plain=runs[0],
+        speculative=runs[1],
+        peers=rows,
+        link_ms=options.link_ms,
+        settings=settings,
+    )
+
+
+@asynccontextmanager
+async def open_swarm(
+    model: StoredModel, options: Options, folder: Path, step: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Swarm]:
+    """All processes of the demo, shards loaded and found; they end with the block.
+
+    Args:
+        folder: empty; each process gets a data folder in it.
+        step: told what happens next, in a few words.
+    """
+    layers, link = split_layers(model.config.num_layers, options.shards), options.link_ms / 1000
+    delayed = f", every link delayed by {options.link_ms:g} ms one way" if link else ""
+    async with AsyncExitStack() as stack:
+        step(f"starting {options.shards + 2} processes{delayed}")
+        bootstrap = await stack.enter_async_context(open_node_process("bootstrap", folder, link_seconds=link))
+        roles = [f"shard-{number}" for number in range(1, options.shards + 1)]
+        *shards, coordinator = await _open_all(stack, folder, [*roles, "coordinator"], bootstrap, link)
+        step(f"loading {model.config.num_layers} layers on {len(shards)} peers")
+        await _serve_all(stack, model, shards, layers)
+        yield Swarm(bootstrap, shards, layers, coordinator)
 
 
 def split_layers(count: int, shards: int) -> list[range]:
@@ -132,59 +155,53 @@ async def _open_all(
 
 
 async def _serve_all(
-    stack: AsyncExitStack, model: StoredModel, shards: list[NodeProcess], layers: list[range], screen: Screen
+    stack: AsyncExitStack, model: StoredModel, shards: list[NodeProcess], layers: list[range]
 ) -> None:
     """Have each shard peer load and announce its layers; returns once all can be found."""
-    screen.step(f"loading {model.config.num_layers} layers on {len(shards)} peers")
     clients = [await stack.enter_async_context(shard.control()) for shard in shards]
 
     async def serve(client: ControlClient, served: range) -> None:
         ends, settings = [served.start, served.stop], {"device": "cpu", "threads": 1}
-        await client.call("infer.serve_on", str(model.cid), ends, settings, timeout=None)
+        await client.call("infer.serve_on", str(model.folder), ends, settings, timeout=None)
 
     async with trio.open_nursery() as nursery:
         for client, served in zip(clients, layers, strict=True):
             nursery.start_soon(serve, client, served)
 
 
-async def _generate(
+async def generate(
     client: ControlClient,
     model: StoredModel,
     prompt: str,
     settings: dict[str, Any],
-    title: str,
-    screen: Screen,
+    show: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    screen.begin(title)
+    """One generation by the coordinator's node; `show` gets the text as it comes."""
     tokens: list[int] = []
     pieces: list[str] = []
     stats: dict[str, Any] = {}
-    async with client.stream("infer.generate", str(model.cid), prompt, settings) as items:
+    async with client.stream("infer.generate", str(model.folder), prompt, settings) as items:
         async for kind, *rest in items:
             if kind == "stats":
                 stats = rest[0]
                 continue
             tokens.append(rest[0])
             pieces.append(rest[1])
-            screen.token(rest[1])
-    screen.end()
+            show(rest[1])
     return Run(tokens, "".join(pieces), stats)
 
 
-async def _peer_rows(
-    client: ControlClient,
-    bootstrap: NodeProcess,
-    shards: list[NodeProcess],
-    layers: list[range],
-    coordinator: NodeProcess,
-) -> list[PeerRow]:
-    """The five processes as the coordinator sees them: path and round trip are its own measurements."""
+async def _peer_rows(client: ControlClient, swarm: Swarm) -> list[PeerRow]:
+    """The processes as the coordinator sees them: path and round trip are its own measurements."""
     seen = {peer["peer_id"]: peer for peer in await client.call("node.peers")}
-    ends = {shard.peer_id: (served.start, served.stop) for shard, served in zip(shards, layers, strict=True)}
+    served = {
+        shard.peer_id: (layers.start, layers.stop)
+        for shard, layers in zip(swarm.shards, swarm.layers, strict=True)
+    }
     rows = []
-    for node in (bootstrap, *shards):
+    for node in (swarm.bootstrap, *swarm.shards):
         peer = seen.get(node.peer_id)
         if peer is None:
             raise SwarmError(f"the coordinator has lost the {node.role} peer, {node.peer_id}")
-        rows.append(PeerRow(node.peer_id, node.role, ends.get(node.peer_id), peer["path"], peer["rtt_ms"]))
-    return [*rows, PeerRow(coordinator.peer_id, coordinator.role)]
+        rows.append(PeerRow(node.peer_id, node.role, served.get(node.peer_id), peer["path"], peer["rtt_ms"]))
+    return [*rows, PeerRow(swarm.coordinator.peer_id, swarm.coordinator.role)]
