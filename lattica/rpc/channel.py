@@ -48,7 +48,6 @@ class Channel:
         self.is_broken = False  # a frame was sent in part, or not at all: nothing may follow it
         self.is_ended = False  # nothing more will come from the other side
         self.on_end: Callable[[], None] | None = None
-        self.on_frame: Callable[[], None] | None = None
         self.idle_since = 0.0
         self._stream = stream
         self._reader = FrameReader(max_frame_bytes)
@@ -126,8 +125,6 @@ class Channel:
                 await self._read()
             if self._arrivals:
                 self._arrivals.unpark_all()
-            if self.on_frame is not None and self._reader.head() is not None:
-                self.on_frame()
         if self.on_end is not None:
             self.on_end()
 
@@ -139,7 +136,7 @@ class Channel:
     def detach(self) -> None:
         """Go back to reading on demand, after the reading task has ended."""
         self._pumping = False
-        self.on_end = self.on_frame = None
+        self.on_end = None
 
     async def is_quiet(self) -> bool:
         """Whether a stream between calls still lives, as far as can be seen in a millisecond."""

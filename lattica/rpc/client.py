@@ -14,6 +14,7 @@ from lattica.net.api import Stream
 from lattica.protocols import LOOK_AFTER_SECONDS
 from lattica.rpc.call import ClientCall, End, Failure, Item, Request, is_outcome
 from lattica.rpc.channel import Channel
+from lattica.rpc.codec import Part
 from lattica.rpc.failures import error_of
 from lattica.rpc.limits import Limits
 
@@ -79,8 +80,6 @@ class ClientStream:
         self.peer = peer
         self._channel = channel
         self._call = call
-        self._send_scope: trio.CancelScope | None = None
-        channel.on_frame = self._on_frame
 
     def __aiter__(self) -> ClientStream:
         return self
@@ -143,19 +142,13 @@ class ClientStream:
             raise self._lost(error) from error
         raise self._lost("the stream ended in the middle of the call")
 
-    async def _send(self, parts: list[Any]) -> None:
-        # An outcome that arrives while the send waits for room ends the wait. The frame is then half sent,
-        # so the stream is given up; what has arrived of it can still be read.
-        with trio.CancelScope() as scope:
-            self._send_scope = scope
-            try:
-                await self._channel.send(parts)
-            except StreamError as error:
-                raise self._lost(error) from error
-            finally:
-                self._send_scope = None
-        if scope.cancelled_caught and self._is_over():
-            self._raise(self._call.outcome)
+    async def _send(self, parts: list[Part]) -> None:
+        # A handler that ends early is no reason to break off: its side drops what still comes, so a send that
+        # waits for room ends soon, and the stream stays whole for the next call.
+        try:
+            await self._channel.send(parts)
+        except StreamError as error:
+            raise self._lost(error) from error
 
     def _is_over(self) -> bool:
         """Whether the outcome is here: read already, or next in line."""
@@ -171,11 +164,6 @@ class ClientStream:
                 error.peer = self.peer
                 raise
         return True
-
-    def _on_frame(self) -> None:
-        body = self._channel.head()
-        if self._send_scope is not None and body is not None and is_outcome(body):
-            self._send_scope.cancel()
 
     def _raise(self, outcome: End | Failure | None) -> None:
         if isinstance(outcome, Failure):

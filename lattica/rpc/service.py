@@ -134,6 +134,8 @@ class Rpc:
                             raise
                         except BaseException as error:
                             failure = error  # raised below, where the nursery cannot wrap it in a group
+                            if call.outcome is not None:  # it may be the handler's error: the stream is fine
+                                await stream.leave()
                         nursery.cancel_scope.cancel()
                 finally:
                     channel.detach()

@@ -93,8 +93,6 @@ class Pipe:
         """Put bytes on their way, as the window allows. Raises StreamError."""
         while data:
             _check(self._writer_break)
-            if self._is_discarding:
-                return
             now = trio.current_time()
             while self._credits and self.back.due(self._credits[0][0]) <= now:
                 self._taken -= self._credits.popleft()[1]
@@ -105,7 +103,10 @@ class Pipe:
                 continue
             chunk, data = bytes(data[:room]), data[room:]
             self._taken += len(chunk)
-            self._put(chunk)
+            if self._is_discarding:
+                self._credits.append((self.link.stamp() + self.back.latency, len(chunk)))
+            else:
+                self._put(chunk)
 
     def write_end(self) -> None:
         """Say that nothing more comes. Raises StreamError."""
@@ -133,8 +134,11 @@ class Pipe:
         return chunk
 
     def discard(self) -> None:
-        """The reader wants no more: what is written from now on goes nowhere."""
+        """The reader wants no more: what is written goes nowhere, at the pace of somebody who reads it all."""
         self._is_discarding = True
+        for _, chunk in self._chunks:
+            self._credits.append((self.back.stamp(), len(chunk)))
+        self._chunks.clear()
         self._reader_break = self._reader_break or _Break("the stream is closed", None)
         self.wake()
 

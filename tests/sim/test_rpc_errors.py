@@ -20,6 +20,7 @@ from lattica.errors import (
 )
 from lattica.protocols import MAX_ERROR_BYTES, RPC
 from lattica.rpc import Call, ClientStream, Limits, Rpc, Service
+from lattica.rpc.call import End, Item, pack
 from lattica.rpc.framing import varint
 from lattica.testing import MemoryHost, MemoryNetwork, endpoint
 
@@ -274,6 +275,10 @@ async def test_a_failed_handler_ends_a_send_that_waits_for_room(autojump_clock: 
     async with pair() as p:
 
         @p.service.method
+        async def fine(call: Call) -> str:
+            return "fine"
+
+        @p.service.method
         async def refuse(call: Call) -> None:
             await trio.sleep(1)
             raise PermissionError("not for you")
@@ -286,6 +291,9 @@ async def test_a_failed_handler_ends_a_send_that_waits_for_room(autojump_clock: 
                     sent += 1
         assert 2 <= sent <= 6  # the window, what is read ahead, and no more
         assert trio.current_time() < 1.1
+        started = trio.current_time()
+        assert await p.call("fine") == "fine"
+        assert trio.current_time() - started == pytest.approx(0.02)  # no negotiation: the stream serves on
 
 
 @pytest.mark.parametrize(
@@ -321,6 +329,20 @@ async def test_a_peer_that_sends_garbage_fails_alone(
             assert b"RemoteProtocolError" in answer
             assert trio.current_time() < 2
         assert len(caplog.records) == 1
+
+
+async def test_a_stream_with_something_left_on_it_carries_no_other_call(autojump_clock: object) -> None:
+    async with pair() as p:
+
+        async def talk_on(stream: Any) -> None:
+            await stream.receive_some()
+            await stream.send_all(b"".join(pack(End("yes")) + pack(Item("and more"))))
+            await trio.sleep_forever()
+
+        p.bob.unserve(RPC)
+        p.bob.serve(RPC, talk_on)
+        for _ in range(3):
+            assert await p.call("hello") == "yes"
 
 
 async def test_garbage_from_the_server_is_named_by_its_peer(autojump_clock: object) -> None:

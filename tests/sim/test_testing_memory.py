@@ -179,6 +179,20 @@ async def test_an_ended_stream_is_read_to_its_end_and_a_reset_one_is_not(autojum
         assert seen == [b"last words", b"", "reset"]
 
 
+async def test_what_nobody_reads_still_takes_its_time(autojump_clock: object) -> None:
+    async with MemoryNetwork(latency=0.1, window_bytes=1000) as network:
+        alice, bob = await connected(network)
+
+        async def leave(stream: Stream) -> None:
+            await stream.aclose()
+
+        bob.serve("/leave", leave)
+        stream = await alice.open_stream(bob.peer_id, ["/leave"])
+        started = trio.current_time()
+        await stream.send_all(bytes(10_000))
+        assert trio.current_time() - started == pytest.approx(9 * 0.2)
+
+
 async def test_a_handler_that_raises_resets_its_stream_and_nothing_else(
     autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -169,6 +169,7 @@ def tensor(dtype: object, shape: object, offset: object, size: object) -> bytes:
         pytest.param(tensor("O", [1], 0, 8), 8, id="objects"),
         pytest.param(tensor("f32", [1], 4, 4), 8, id="not aligned"),
         pytest.param(tensor("f32", [1], 64, 4), 68, id="not at the start"),
+        pytest.param(tensor("f32", [1], 4, 4), 4, id="an offset beside its buffer"),
         pytest.param(tensor("f32", [1], 0, 4), 3, id="section too short"),
         pytest.param(tensor("f32", [1], 0, 4), 5, id="bytes that nobody names"),
         pytest.param(b"\x92" + tensor("f32", [1], 0, 4) * 2, 4, id="two tensors in one place"),
