@@ -1,8 +1,11 @@
 """The native parts, compiled from `native/`. Nothing here needs torch."""
 
 from collections.abc import Sequence
+from typing import Self, final
 
 from typing_extensions import Buffer
+
+__all__ = ["SuffixAutomaton", "gumbel", "walk"]
 
 def walk(
     tokens: Sequence[int],
@@ -32,6 +35,7 @@ def gumbel(seed: int, position: int, token: int) -> float:
     For tests; the walk never leaves Rust.
     """
 
+@final
 class SuffixAutomaton:
     """A text's suffix automaton that drafts what may come next.
 
@@ -44,7 +48,7 @@ class SuffixAutomaton:
         ValueError: `max_tokens` out of range.
     """
 
-    def __init__(self, max_tokens: int = 65536) -> None: ...
+    def __new__(cls, max_tokens: int = 65536) -> Self: ...
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens (unsigned 32-bit integers)."""
 

@@ -77,13 +77,16 @@ mod _native {
         Ok((verdict.tokens, verdict.path, verdict.logprobs))
     }
 
+    // A literal below, so that Python's help shows it.
+    const _: () = assert!(crate::draft::MAX_TOKENS == 65536);
+
     #[pyclass]
     struct SuffixAutomaton(Drafter);
 
     #[pymethods]
     impl SuffixAutomaton {
         #[new]
-        #[pyo3(signature = (max_tokens = crate::draft::MAX_TOKENS))]
+        #[pyo3(signature = (max_tokens = 65536))]
         fn new(max_tokens: usize) -> PyResult<Self> {
             if !(2..=crate::draft::MAX_TOKENS).contains(&max_tokens) {
                 return Err(PyValueError::new_err(format!(

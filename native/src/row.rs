@@ -249,6 +249,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn both_versions_of_a_scan_and_a_sum_agree(row in logits()) {
             let (mut with, mut without) = (vec![0.0; 24], vec![0.0; 24]);

@@ -225,6 +225,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))] // each of up to four thousand tokens
+
         #[test]
         fn pruning_never_changes_the_draw(
             logits in prop::collection::vec(prop_oneof![9 => -1.0f32..1.0, 1 => Just(f32::NEG_INFINITY)], 2..4000),
