@@ -79,6 +79,16 @@ def test_native_and_torch_agree_on_a_real_vocabulary(temperature: float, scale: 
         assert verdicts[0] == verdicts[1]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (40, 1.0), (0, 0.9)])
+def test_the_reference_on_a_gpu_agrees_bit_for_bit(top_k: int, top_p: float) -> None:
+    rows = torch.randn(3, 49_152, generator=torch.Generator().manual_seed(4)) * 4
+    settings: dict[str, Any] = {"position": 3, "seed": 8, "temperature": 0.8, "top_k": top_k, "top_p": top_p}
+    tree = DraftTree([0, 1, 2], [-1, 0, 0])
+    native = walk(tree, rows, logprobs=True, **settings)
+    assert walk(tree, rows.cuda(), backend="torch", logprobs=True, **settings) == native
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**63 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1))
 def test_noise_agrees_bit_for_bit(seed: int, position: int, tokens: list[int]) -> None:
     want = reference.gumbel(seed, position, torch.tensor(tokens)).tolist()
