@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -60,3 +60,29 @@ def smollm2() -> StoredModel:
     from lattica_infer.weights.store import ModelStore
 
     return import_model(SMOLLM2, ModelStore())
+
+
+@pytest.fixture(scope="session")
+def greedy(tiny_model: Path) -> Callable[[Sequence[int], int], list[int]]:
+    """`greedy(prompt, count)`: what the tiny model says in one process, token by token."""
+    import torch
+
+    from lattica_infer.model.transformer import Stage
+    from lattica_infer.weights.loading import load_stage_tensors
+    from lattica_infer.weights.store import ModelStore
+
+    stored = ModelStore().resolve(tiny_model)
+    layers = range(stored.config.num_layers)
+    stage = Stage(stored.config, load_stage_tensors(stored.folder, layers), layers)
+
+    def decode(prompt: Sequence[int], count: int) -> list[int]:
+        cache = stage.new_cache(len(prompt) + count + 1)
+        inputs, out = list(prompt), list[int]()
+        while len(out) < count:
+            logits = stage.forward(torch.tensor(inputs), cache)
+            cache.commit(range(len(inputs)))
+            inputs = [int(logits[-1].argmax())]
+            out += inputs
+        return out
+
+    return decode

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import trio
 
 import lattica
@@ -17,11 +16,8 @@ import lattica_infer
 from lattica.node import Node
 from lattica.testing import MemoryNetwork
 from lattica_infer.client.service import Mesh
-from lattica_infer.model.transformer import Stage
 from lattica_infer.shard.service import Shard
 from lattica_infer.shard.worker import Worker
-from lattica_infer.weights.loading import load_stage_tensors
-from lattica_infer.weights.store import ModelStore
 
 LAYERS = 5
 
@@ -92,26 +88,6 @@ def open_swarm(tiny_model: Path) -> Callable[..., Any]:
             yield swarm
 
     return opened
-
-
-@pytest.fixture(scope="session")
-def greedy(tiny_model: Path) -> Callable[[Sequence[int], int], list[int]]:
-    """`greedy(prompt, count)`: what one stage with all layers says, token by token; stops before an end id."""
-    stored = ModelStore().resolve(tiny_model)
-    layers = range(stored.config.num_layers)
-    stage = Stage(stored.config, load_stage_tensors(stored.folder, layers), layers)
-
-    def decode(prompt: Sequence[int], count: int) -> list[int]:
-        cache = stage.new_cache(len(prompt) + count + 1)
-        inputs, out = list(prompt), list[int]()
-        while len(out) < count:
-            logits = stage.forward(torch.tensor(inputs), cache)
-            cache.commit(range(len(inputs)))
-            inputs = [int(logits[-1].argmax())]
-            out += inputs
-        return out
-
-    return decode
 
 
 async def tokens_of(mesh: Mesh, prompt: str | Sequence[int], **settings: Any) -> list[int]:
