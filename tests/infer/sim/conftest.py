@@ -31,9 +31,12 @@ async def inline(job: Callable[[], Any], **_: Any) -> Any:
 class Swarm:
     """A first node that keeps records, and whatever is added to it; all end with the test."""
 
-    def __init__(self, network: MemoryNetwork, model: Path, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, network: MemoryNetwork, stack: AsyncExitStack, *, model: Path, layers: int = LAYERS
+    ) -> None:
         self.network = network
         self.model = model
+        self.layers = layers
         self.stack = stack
         self.nodes: list[Node] = []
         self.shards: list[Shard] = []
@@ -54,7 +57,7 @@ class Swarm:
 
     async def serve(self, parts: int, **settings: Any) -> list[Node]:
         """`parts` new nodes, each with its share of the layers."""
-        borders = [round(part * LAYERS / parts) for part in range(parts + 1)]
+        borders = [round(part * self.layers / parts) for part in range(parts + 1)]
         nodes = [await self.node() for _ in range(parts)]
         for node, first, stop in zip(nodes, borders, borders[1:], strict=False):
             self.shards.append(
@@ -81,9 +84,9 @@ def open_swarm(tiny_model: Path) -> Callable[..., Any]:
     """`async with open_swarm(latency=0.05) as swarm`: a `Swarm` with its first node."""
 
     @asynccontextmanager
-    async def opened(**settings: Any) -> AsyncIterator[Swarm]:
+    async def opened(model: Path = tiny_model, layers: int = LAYERS, **settings: Any) -> AsyncIterator[Swarm]:
         async with MemoryNetwork(**settings) as network, AsyncExitStack() as stack:
-            swarm = Swarm(network, tiny_model, stack)
+            swarm = Swarm(network, stack, model=model, layers=layers)
             await swarm.node()
             yield swarm
 

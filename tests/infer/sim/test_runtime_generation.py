@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from trio.testing import MockClock
 
 from lattica_infer.spec import DraftTree
@@ -62,3 +65,17 @@ async def test_a_seed_gives_the_same_tokens_whatever_drafts_and_serves(
         for drafter in ("none", "suffix", "auto", RandomTrees(2, expected)):
             assert await generate(mesh, PROMPT, drafter=drafter, **settings) == expected
         assert await generate(mesh, PROMPT, **{**settings, "seed": 12}) != expected
+
+
+async def test_greedy_output_is_that_of_transformers(
+    open_swarm: Any, generate: Any, tiny_model: Path, autojump_clock: MockClock
+) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    async with open_swarm(latency=0.01) as swarm:
+        await swarm.serve(3)
+        mesh = await swarm.mesh()
+        for prompt in ([3], PROMPT, [5, 9] * 120):
+            output = reference.generate(
+                torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=-1, pad_token_id=0
+            )
+            assert await generate(mesh, prompt, max_tokens=40) == output[0, len(prompt) :].tolist()

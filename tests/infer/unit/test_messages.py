@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from lattica.errors import RemoteProtocolError
 from lattica.ids import Cid, PeerId
+from lattica.rpc.call import Item, pack
 from lattica_infer.messages import (
     MAX_FRAME_NODES,
     Alive,
@@ -153,6 +155,14 @@ def test_an_event_survives_the_way_back(event: VerdictFrame | Opened | Alive) ->
 
 def test_an_announcement_survives_its_record() -> None:
     assert Announcement.from_value(ANNOUNCEMENT.to_value()) == ANNOUNCEMENT
+
+
+def test_the_example_in_the_wire_page_is_what_travels(repository: Path) -> None:
+    frame = StepFrame(0, 3, 41, (0, 2), (5, 17, 9, 17), (-1, 0, 1, 0), walk=True)
+    verdict = VerdictFrame(0, 3, (17, 9, 4), (1, 2), (-0.5, -0.25, -1.0))
+    page = (repository / "docs" / "wire.md").read_text().replace("\n", "")
+    for message in (frame, verdict):
+        assert b"".join(pack(Item(message.to_value()))).hex() in page
 
 
 def frame_with(**changes: Any) -> list[Any]:
