@@ -36,6 +36,7 @@ def import_(
     name: Annotated[
         str | None, typer.Option(help="What to call it [default: the folder's or file's name].")
     ] = None,
+    data: DataOption = None,  # every command takes it; models are kept for all nodes of a user
     json: JsonOption = False,
 ) -> None:
     """Bring a model to this machine; needs no running node."""
@@ -49,7 +50,7 @@ def import_(
 
 
 @model_app.command("ls")
-def list_(json: JsonOption = False) -> None:
+def list_(data: DataOption = None, json: JsonOption = False) -> None:
     """The imported models; needs no running node."""
     from lattica_infer.weights.store import ModelStore
 

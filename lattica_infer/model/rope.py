@@ -127,7 +127,8 @@ class Rope:
         ramp = np.clip(
             (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width), 0, 1
         )
-        return (inverse / np.float32(self.factor) * ramp + inverse * (1 - ramp)).astype(np.float32)
+        blended: Floats = (inverse / np.float32(self.factor) * ramp + inverse * (1 - ramp)).astype(np.float32)
+        return blended
 
 
 def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
