@@ -103,7 +103,7 @@ async def test_a_stream_has_a_deadline_for_its_whole_block(autojump_clock: objec
     async with pair() as p:
         sleeper = Sleeper(p.service)
         got = []
-        with pytest.raises(DeadlineError, match=r"s\.items"):  # noqa: PT012
+        with pytest.raises(DeadlineError, match=r"s\.items"):
             async with p.stream("items", timeout=2) as items:
                 async for item in items:
                     got.append(item)
@@ -367,7 +367,7 @@ async def test_calls_over_the_limit_are_refused_with_a_time_to_come_back(autojum
                 with pytest.raises(OverloadedError) as caught:
                     await p.call("unary")
                 assert caught.value.retry_after > 0
-            with pytest.raises(OverloadedError):  # noqa: PT012
+            with pytest.raises(OverloadedError):
                 async with p.stream("unary") as stream:
                     await stream.send(1)
                     await stream.result()

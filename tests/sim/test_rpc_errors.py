@@ -98,7 +98,7 @@ async def test_an_error_half_way_comes_after_the_items_before_it(autojump_clock:
             raise RuntimeError("no more")
 
         got = []
-        with pytest.raises(RemoteError, match="RuntimeError: no more"):  # noqa: PT012
+        with pytest.raises(RemoteError, match="RuntimeError: no more"):
             async with p.stream("count") as items:
                 await trio.sleep(5)  # the error is here long before the first item is read
                 async for item in items:
@@ -284,7 +284,7 @@ async def test_a_failed_handler_ends_a_send_that_waits_for_room(autojump_clock: 
             raise PermissionError("not for you")
 
         sent = 0
-        with pytest.raises(RemoteError, match="PermissionError: not for you"):  # noqa: PT012
+        with pytest.raises(RemoteError, match="PermissionError: not for you"):
             async with p.stream("refuse") as stream:
                 while True:
                     await stream.send(bytes(100_000))
