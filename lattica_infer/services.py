@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from lattica.errors import LatticaError
 from lattica.ids import Cid
 from lattica.rpc.service import Call, Service
 from lattica_infer.errors import InferenceError
@@ -117,7 +116,7 @@ class _Commands:
             prompt = mesh.tokenizer.chat([{"role": "user", "content": prompt}])
         # The tokens come from a task of their own: a nursery must not be open where a generator yields.
         tell, items = trio.open_memory_channel[list[Any]](0)
-        failure: list[LatticaError] = []
+        failure: list[Exception] = []
         scope = trio.CancelScope()
         self._nursery.start_soon(_relay, mesh, prompt, wanted, tell, failure, scope)
         try:
@@ -147,7 +146,7 @@ class _Commands:
         *,
         task_status: Any = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve a shard until `stop`; started with what the command prints."""
+        """Serve a shard until `stop`; started with what the command prints. Raises before that only."""
         from lattica_infer.shard.service import serve_shard
         from lattica_infer.shard.worker import Worker
 
@@ -155,9 +154,10 @@ class _Commands:
         device, threads = str(wanted.get("device", "cpu")), int(wanted.pop("threads", 1))
         worker = self._workers.setdefault((device, threads), Worker(threads=threads))
         chosen = None if layers is None else range(*layers)
-        async with serve_shard(self._node, model, chosen, worker=worker, **wanted) as shard:
-            task_status.started(
-                {
+        told: dict[str, Any] | None = None
+        try:
+            async with serve_shard(self._node, model, chosen, worker=worker, **wanted) as shard:
+                told = {
                     "model": shard.model.name,
                     "cid": str(shard.model.cid),
                     "layers": [shard.layers.start, shard.layers.stop],
@@ -165,8 +165,12 @@ class _Commands:
                     "weight_bytes": shard.weight_bytes,
                     "peer_id": str(self._node.peer_id),
                 }
-            )
-            await stop.wait()
+                task_status.started(told)
+                await stop.wait()
+        except Exception as error:
+            if told is None:
+                raise
+            self._node.log.error("a shard ended by a bug of ours", error, shard=told)
 
 
 async def _relay(
@@ -174,7 +178,7 @@ async def _relay(
     prompt: Any,
     settings: Mapping[str, Any],
     tell: trio.MemorySendChannel[list[Any]],
-    failure: list[LatticaError],
+    failure: list[Exception],
     scope: trio.CancelScope,
 ) -> None:
     """Generate and pass the tokens on, then the stats; an error goes to `failure`."""
@@ -184,7 +188,7 @@ async def _relay(
                 async for token in stream:
                     await tell.send(["token", token.id, token.text, token.logprob])
             await tell.send(["stats", stream.stats.to_value()])
-        except LatticaError as error:
+        except Exception as error:  # the command's to hear, whatever it is: never the node's end
             failure.append(error)
 
 

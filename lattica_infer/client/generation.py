@@ -121,12 +121,20 @@ def make_request(
         )
     if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
         raise InferenceError(f"max_tokens is {max_tokens!r}: take 1 or more")
+    for name, number in (("seed", seed), ("top_k", top_k)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise InferenceError(f"{name} is {number!r}: take a whole number")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InferenceError(f"{name} is {value!r}: take a number")
     sampling = Sampling(secrets.randbits(_SEED_BITS) if seed is None else seed, temperature, top_k, top_p)
     try:
         sampling.check()
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InferenceError(str(error)) from error
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if any(not isinstance(text, str) for text in stops):
+        raise InferenceError(f"stop takes strings, not {list(stops)!r:.80}")
     StopScanner[Emitted](stops)  # raises for what it cannot take
     return Request(ids, min(max_tokens, context - len(ids)), sampling, stops, _drafter(drafter))
 

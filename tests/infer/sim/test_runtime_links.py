@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from safetensors.torch import load_file, save_file
 from trio.testing import MockClock
 
 from lattica.errors import OverloadedError
@@ -210,3 +211,52 @@ async def test_a_node_serves_two_ranges_and_generates_by_itself(
         serving = (swarm.serving(node, range(2)), swarm.serving(node, range(2, 5)))
         async with serving[0], serving[1], swarm.opening(node) as mesh:
             assert await generate(mesh, PROMPT, max_tokens=8) == greedy(PROMPT, 8)
+
+
+async def test_a_shard_that_closes_says_so(open_swarm: Any, autojump_clock: MockClock) -> None:
+    async with open_swarm(latency=LINK) as swarm:
+        node, coordinator = await swarm.node(), await swarm.node()
+        closing = trio.Event()
+
+        async def serve(task_status: Any) -> None:
+            async with swarm.serving(node, range(5)):
+                task_status.started()
+                await closing.wait()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: serve(task_status))
+            async with swarm.opening(coordinator) as mesh:
+                with pytest.raises(ShardLostError, match="the shard is closing"):
+                    await Watched().run(mesh, closing.set)
+
+
+async def test_generations_at_the_same_time_do_not_mix(
+    open_swarm: Any, greedy: Any, generate: Any, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(latency=LINK) as swarm:
+        await swarm.serve(3)
+        mesh = await swarm.mesh()
+        outputs: dict[int, list[int]] = {}
+
+        async def one(first: int) -> None:
+            outputs[first] = await generate(mesh, [first, *PROMPT], max_tokens=20)
+
+        async with trio.open_nursery() as nursery:
+            for first in range(10, 16):
+                nursery.start_soon(one, first)
+        assert outputs == {first: greedy([first, *PROMPT], 20) for first in range(10, 16)}
+
+
+async def test_a_model_that_computes_nonsense_is_an_error_and_not_a_token(
+    open_swarm: Any, generate: Any, make_tiny_model: Any, autojump_clock: MockClock
+) -> None:
+    folder = make_tiny_model()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][:] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    async with open_swarm(model=folder) as swarm:
+        await swarm.serve(2)
+        mesh = await swarm.mesh()
+        with pytest.raises(ShardLostError, match=r"layers 2-4.*NaN"):
+            await generate(mesh, PROMPT, max_tokens=8)
+        assert await is_idle_within(swarm, 1)
