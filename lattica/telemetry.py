@@ -147,8 +147,8 @@ def _printable(text: str) -> str:
 def configure(level: LogLevel = "info", style: LogFormat = "human", *, stream: TextIO | None = None) -> None:
     """Send the log lines of this process to `stream` (stderr); replaces what was configured before.
 
-    `level` is for our own lines. Of other libraries we show warnings; of py-libp2p, which logs expected
-    failures (a closed connection, a refused dial) as errors with a traceback, nothing unless it is debug.
+    `level` is for our own lines; of other libraries we show warnings. py-libp2p, which logs expected failures
+    as errors with a traceback, is kept quiet by `lattica.net.compat`, once it is imported.
     """
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else HumanFormatter())
@@ -157,7 +157,6 @@ def configure(level: LogLevel = "info", style: LogFormat = "human", *, stream: T
     root.setLevel(logging.WARNING)
     for name in ("lattica", "lattica_infer"):
         logging.getLogger(name).setLevel(level.upper())
-    logging.getLogger("libp2p").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL + 1)
 
 
 class Metrics:

@@ -75,15 +75,6 @@ def test_an_error_line_carries_the_traceback() -> None:
     ] * 2
 
 
-def test_the_network_library_is_heard_only_when_debugging() -> None:
-    stream = captured("human", "info")
-    logging.getLogger("libp2p.host").error("expected failure")
-    assert stream.getvalue() == ""
-    stream = captured("human", "debug")
-    logging.getLogger("libp2p.host").error("expected failure")
-    assert "expected failure" in stream.getvalue()
-
-
 def test_other_libraries_do_not_drown_our_debug_lines() -> None:
     stream = captured("human", "debug")
     logging.getLogger("multiaddr.transforms").debug("decoded")
