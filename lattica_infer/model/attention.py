@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lattica_infer.model.config import ModelConfig
@@ -71,8 +70,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)  # [kv_heads, group * tokens, rows]
     else:
         scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
-    weights = F.softmax(scores, -1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values)
+    if scores.dtype != torch.float32:
+        scores = scores.float()
+    return torch.bmm(torch.softmax(scores, -1).to(values.dtype), values)
 
 
 def _chain(count: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -17,6 +17,7 @@ from lattica_infer.model.attention import Placement, attend, place
 from lattica_infer.model.config import ModelConfig, stage_tensors
 from lattica_infer.model.kv_cache import KVCache
 from lattica_infer.model.linear import Linear, packing_works
+from lattica_infer.model.norm import RmsNorm
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -66,7 +67,7 @@ class Stage:
             self._embedding = weights["model.embed_tokens.weight"].to(self.device) if self.first else None
             self._head: Linear | None = None
             if self.last:
-                self._norm = self._tensor(weights, "model.norm.weight")
+                self._norm = self._rms_norm(weights, "model.norm")
                 head = "model.embed_tokens.weight" if config.tied else "lm_head.weight"
                 self._head = self._linear(weights, head.removesuffix(".weight"))
 
@@ -118,8 +119,7 @@ class Stage:
             x = x[rows.to(self.device)]
         if not x.shape[0]:
             return torch.empty(0, self.config.vocab_size)
-        x = F.rms_norm(x, (self.config.hidden_size,), self._norm, self.config.norm_eps)
-        return self._head(x).float()
+        return self._head(self._norm(x)).float()
 
     def _grouped(self, placement: Placement) -> dict[int | None, Tensor | None]:
         """The masks as `attend` takes them: the heads of a group one after the other."""
@@ -134,18 +134,21 @@ class Stage:
         config = self.config
         return _Block(
             config=config,
-            attention_norm=self._tensor(weights, name + "input_layernorm.weight"),
+            attention_norm=self._rms_norm(weights, name + "input_layernorm"),
             qkv=self._linear(weights, *(f"{name}self_attn.{part}_proj" for part in "qkv")),
-            query_norm=self._tensor(weights, name + "self_attn.q_norm.weight") if config.qk_norm else None,
-            key_norm=self._tensor(weights, name + "self_attn.k_norm.weight") if config.qk_norm else None,
+            query_norm=self._rms_norm(weights, name + "self_attn.q_norm") if config.qk_norm else None,
+            key_norm=self._rms_norm(weights, name + "self_attn.k_norm") if config.qk_norm else None,
             out=self._linear(weights, name + "self_attn.o_proj"),
-            mlp_norm=self._tensor(weights, name + "post_attention_layernorm.weight"),
+            mlp_norm=self._rms_norm(weights, name + "post_attention_layernorm"),
             gate_up=self._linear(weights, name + "mlp.gate_proj", name + "mlp.up_proj"),
             down=self._linear(weights, name + "mlp.down_proj"),
         )
 
     def _tensor(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
         return weights[name].to(self.device, self.dtype)
+
+    def _rms_norm(self, weights: Mapping[str, Tensor], name: str) -> RmsNorm:
+        return RmsNorm(self._tensor(weights, name + ".weight"), self.config.norm_eps)
 
     def _linear(self, weights: Mapping[str, Tensor], *names: str) -> Linear:
         """Several matrices that take the same input become one."""
@@ -159,56 +162,48 @@ class Stage:
 class _Block:
     """One decoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    __slots__ = (
-        "attention_norm", "config", "down", "gate_up", "key_norm", "mlp_norm", "out", "qkv", "query_norm",
-    )  # fmt: skip
-
     def __init__(
         self,
         *,
         config: ModelConfig,
-        attention_norm: Tensor,
+        attention_norm: RmsNorm,
         qkv: Linear,
-        query_norm: Tensor | None,
-        key_norm: Tensor | None,
+        query_norm: RmsNorm | None,
+        key_norm: RmsNorm | None,
         out: Linear,
-        mlp_norm: Tensor,
+        mlp_norm: RmsNorm,
         gate_up: Linear,
         down: Linear,
     ) -> None:
-        self.config = config
-        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
-        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
-        self.query_norm, self.key_norm = query_norm, key_norm
+        self._heads, self._kv_heads, self._dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self._attention_norm, self._mlp_norm = attention_norm, mlp_norm
+        self._qkv, self._out, self._gate_up, self._down = qkv, out, gate_up, down
+        self._query_norm, self._key_norm = query_norm, key_norm
 
     def forward(
         self, x: Tensor, cache: KVCache, index: int, placement: Placement, mask: Tensor | None
     ) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]; writes the layer's scratch rows."""
-        eps, width = self.config.norm_eps, (self.config.hidden_size,)
-        x = x + self.attention(F.rms_norm(x, width, self.attention_norm, eps), cache, index, placement, mask)
-        gate, up = self.gate_up(F.rms_norm(x, width, self.mlp_norm, eps)).chunk(2, -1)
-        return x + self.down(F.silu(gate).mul_(up))
+        x = x + self._attention(self._attention_norm(x), cache, index, placement, mask)
+        gate, up = self._gate_up(self._mlp_norm(x)).chunk(2, -1)
+        return x + self._down(F.silu(gate).mul_(up))
 
-    def attention(
+    def _attention(
         self, x: Tensor, cache: KVCache, index: int, placement: Placement, mask: Tensor | None
     ) -> Tensor:
-        heads, kv_heads, dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        tokens, group = x.shape[0], heads // kv_heads
-        mixed = self.qkv(x).view(tokens, heads + 2 * kv_heads, dim)
+        heads, kv_heads, dim, tokens = self._heads, self._kv_heads, self._dim, x.shape[0]
+        mixed = self._qkv(x).view(tokens, heads + 2 * kv_heads, dim)
         turned = mixed[:, : heads + kv_heads]  # queries and keys: [tokens, heads + kv_heads, dim]
-        if self.query_norm is not None and self.key_norm is not None:
-            queries = F.rms_norm(turned[:, :heads], (dim,), self.query_norm, self.config.norm_eps)
-            keys = F.rms_norm(turned[:, heads:], (dim,), self.key_norm, self.config.norm_eps)
-            turned = torch.cat([queries, keys], 1)
+        if self._query_norm is not None and self._key_norm is not None:
+            turned = torch.cat([self._query_norm(turned[:, :heads]), self._key_norm(turned[:, heads:])], 1)
         swapped = torch.cat([turned[..., dim // 2 :], turned[..., : dim // 2]], -1)
-        turned = turned * placement.cos + swapped * placement.sin
+        turned = (turned * placement.cos).add_(swapped.mul_(placement.sin))
         new_keys = turned[:, heads:].transpose(0, 1)  # [kv_heads, tokens, dim]
         new_values = mixed[:, heads + kv_heads :].transpose(0, 1)
         keys, values = cache.write(index, new_keys, new_values)
-        queries = turned[:, :heads].transpose(0, 1).reshape(kv_heads, group * tokens, dim)
+        queries = turned[:, :heads].transpose(0, 1).reshape(kv_heads, -1, dim)  # a group's heads in a row
         seen = attend(queries, keys, values, mask).view(heads, tokens, dim)
-        return self.out(seen.transpose(0, 1).reshape(tokens, heads * dim))
+        return self._out(seen.transpose(0, 1).reshape(tokens, heads * dim))
 
 
 def _check_weights(config: ModelConfig, weights: Mapping[str, Tensor], layers: range) -> None:
