@@ -113,17 +113,11 @@ def only(peers: list[Peer]) -> Peer:
     return peers[0]
 
 
-async def test_connect_is_quick_and_lists_the_peer_at_once(peer: PeerProcess) -> None:
-    seconds = []
+async def test_connect_lists_the_peer_at_once(peer: PeerProcess) -> None:
     async with host_at() as host:
-        for _ in range(3):
-            start = trio.current_time()
-            assert await host.connect(peer.address) == peer.peer_id
-            seconds.append(trio.current_time() - start)
-            found = only(host.peers())
-            assert (found.peer_id, found.path, found.inbound) == (peer.peer_id, "direct", False)
-            await host.disconnect(peer.peer_id)
-    assert min(seconds) < 0.2  # 7-20 ms; libp2p's own dial takes at least 251
+        assert await host.connect(peer.address) == peer.peer_id
+        found = only(host.peers())
+        assert (found.peer_id, found.path, found.inbound, found.rtt) == (peer.peer_id, "direct", False, None)
 
 
 async def test_both_sides_identify_and_ping_each_other(peer: PeerProcess) -> None:
