@@ -37,6 +37,7 @@ DataOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, for programs.")]
 
+PIPE_COLUMNS = 1000
 DONE, FAILED, WRONG_USAGE, NO_NODE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -113,7 +114,8 @@ def emit(value: object, as_json: bool = True, text: RenderableType | None = None
     else:
         from rich.console import Console
 
-        Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(text)
+        # A table that goes to a file or a pipe is read by grep: its cells stay on one line.
+        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS).print(text)
 
 
 def lines(pairs: list[tuple[str, str]]) -> str:

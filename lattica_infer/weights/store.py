@@ -136,7 +136,10 @@ class ModelStore:
         return self._open(name)
 
     def _keep(self, unfinished: Path, name: str) -> None:
-        manifest = describe_folder(unfinished)
+        try:
+            manifest = describe_folder(unfinished)
+        except WeightsError as error:  # it names files of a folder that is about to be gone
+            raise WeightsError(str(error).replace(str(unfinished), name)) from error
         (unfinished / MANIFEST).write_bytes(manifest.to_bytes())
         earlier = self.find(name)
         if earlier is None:

@@ -122,3 +122,13 @@ def test_a_quantised_folder_is_refused(store: ModelStore, make_tiny_model: Calla
         import_model(folder, store)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
     assert store.list() == []
+
+
+def test_an_error_names_the_model_and_not_a_passing_folder(
+    make_tiny_model: Callable[..., Path], store: ModelStore
+) -> None:
+    folder = make_tiny_model(intermediate_size=130)
+    with pytest.raises(
+        WeightsError, match=r"gate_proj.weight in odd/model.safetensors has shape \[128, 64\]"
+    ):
+        import_model(str(folder), store, name="odd")
