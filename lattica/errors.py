@@ -16,7 +16,8 @@ library. Bytes from a peer can raise `RemoteProtocolError` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 
 class LatticaError(Exception):
@@ -141,3 +142,17 @@ class DocumentError(LatticaError):
 
 class InferenceError(LatticaError):
     """Base of what `lattica_infer` raises."""
+
+
+@contextlib.contextmanager
+def single_error() -> Iterator[None]:
+    """Let a lone error out of a block as itself, not inside the groups that the nurseries on its way made."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from error.__cause__

@@ -6,10 +6,9 @@ reverse order. Background work runs in one nursery: an error in it ends the node
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -20,7 +19,7 @@ from lattica import control, folder, protocols, status
 from lattica.bootstrap import BootstrapPolicy
 from lattica.config import NodeConfig
 from lattica.dht.service import Records
-from lattica.errors import DialError, LocalProtocolError, NetworkError
+from lattica.errors import DialError, LocalProtocolError, NetworkError, single_error
 from lattica.ids import PeerId
 from lattica.metrics_server import serve_metrics
 from lattica.net.api import Host, Peer, Stream
@@ -229,7 +228,7 @@ async def open_node(
         LatticaError: whatever ended the block, by itself and not in a group of one.
     """
     config = config or NodeConfig()
-    with _one_error():
+    with single_error():
         async with AsyncExitStack() as stack:
             holder = None
             if config.folder is not None:
@@ -300,17 +299,3 @@ async def _answer(rpc: Rpc, stream: Stream) -> None:
 
 async def _no_stream(peer: PeerId) -> Stream:
     raise LocalProtocolError("a node answers on its control socket; it does not call commands")
-
-
-@contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """Let one LatticaError out as itself, not inside the groups that the nurseries on its way made."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if isinstance(error, BaseExceptionGroup):
-            raise
-        raise error from error.__cause__

@@ -7,8 +7,8 @@ connections and streams are our transport's. mDNS, UPnP, AutoNAT, bootstrap and 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
@@ -27,6 +27,7 @@ from lattica.errors import (
     LocalProtocolError,
     StreamError,
     UnreachableError,
+    single_error,
 )
 from lattica.ids import PeerId
 from lattica.net import compat
@@ -78,7 +79,7 @@ async def open_host(
     compat.quiet_loggers()
     announced = [str(parsed(address)) for address in announce]
     transport = Transport(identity)
-    with _single_error():
+    with single_error():
         try:
             addresses = [parsed(address) for address in listen]
             for address in addresses:
@@ -381,17 +382,3 @@ class _Joined(INotifee):
     async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-
-@contextmanager
-def _single_error() -> Iterator[None]:
-    """Let a lone error out of the exception group that nurseries put around it."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group:
-            raise
-        raise error from error.__cause__
