@@ -112,7 +112,7 @@ class _Screen:
     def __init__(self, out: Any) -> None:
         from rich.console import Console
 
-        self._console = Console(file=out, highlight=False, soft_wrap=True)
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def step(self, text: str) -> None:
         self._console.print(text, style="dim")

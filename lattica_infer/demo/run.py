@@ -17,9 +17,7 @@ from lattica_infer.demo.report import PeerRow, Report, Run
 from lattica_infer.demo.swarm import NodeProcess, SwarmError, open_node_process
 from lattica_infer.weights.store import StoredModel
 
-DEFAULT_PROMPT = (
-    "Write a Python function that checks whether a word is a palindrome, and explain how it works."
-)
+DEFAULT_PROMPT = "Write a Python class Stack with the methods push, pop, peek, is_empty and size, and show how each is used."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,7 @@ async def run(model: StoredModel, options: Options, screen: Screen) -> Report:
             open_swarm(model, options, Path(folder), screen.step) as swarm,
             swarm.coordinator.control() as client,
         ):
+            screen.step(f"asking: {options.prompt}")
             runs = []
             # Each run gets a drafter of its own, which starts empty: the plain run teaches nobody.
             for drafter, title in (("none", "plain"), ("auto", "speculative")):

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--link-ms", type=float, default=50.0, help="one way, every link")
     parser.add_argument("--set", default="humaneval-chat", choices=sorted(prompts.SETS))
-    parser.add_argument("--count", type=int, default=10, help="the first so many prompts of the set")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many prompts of the set")
+    parser.add_argument("--count", type=int, default=10, help="take the next so many")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "bench": "wan",
                 "over": name,
                 "set": args.set,
+                "skipped": args.skip,
                 "prompts": len(some),
                 "shards": args.shards,
                 "link_ms": args.link_ms,
@@ -74,7 +76,7 @@ async def _measure(args: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
             swarm = await stack.enter_async_context(open_swarm(model, options, Path(folder)))
             client = await stack.enter_async_context(swarm.coordinator.control())
-            for prompt in prompts.SETS[args.set](args.count):
+            for prompt in prompts.SETS[args.set](args.skip + args.count)[args.skip :]:
                 settings = {
                     "max_tokens": args.max_tokens,
                     "temperature": args.temperature,
