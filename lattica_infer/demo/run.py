@@ -17,7 +17,9 @@ from lattica_infer.demo.report import PeerRow, Report, Run
 from lattica_infer.demo.swarm import NodeProcess, SwarmError, open_node_process
 from lattica_infer.weights.store import StoredModel
 
-DEFAULT_PROMPT = "Write a Python class Stack with push, pop, peek, is_empty and size, and show how each is used."
+DEFAULT_PROMPT = (
+    "Write a Python class Stack with push, pop, peek, is_empty and size, and show how each is used."
+)
 
 
 @dataclass(frozen=True, slots=True)
