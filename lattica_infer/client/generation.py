@@ -24,7 +24,7 @@ from lattica_infer.spec.verify import Verdict
 PREFILL_CHUNK: Final = (
     128  # prompt tokens a frame: the stages work on several at once, and a pass stays short
 )
-MAX_DRAFT_NODES: Final = 64  # of one round; a pass over so many costs five of one token (FACTS, section 4)
+MAX_DRAFT_NODES: Final = 64  # of one round; a pass over so many costs five of one token (LOG.md)
 _TOKEN_BUFFER: Final = 256  # tokens that the program has not read yet; then the generation waits for it
 _SEED_BITS: Final = 53  # of a seed drawn here: exact in every JSON reader's numbers
 

@@ -72,7 +72,7 @@ class Report:
         return speculative / plain if plain and speculative else None
 
     def json(self) -> dict[str, Any]:
-        """The object of DESIGN's `demo`, with the settings beside it."""
+        """What `lattica demo --json` prints, the settings beside it."""
         return {
             "model": self.model,
             "prompt": self.prompt,

@@ -28,7 +28,7 @@ class Worker:
 
     Args:
         threads: cores that torch may use for a job. Several peers on one machine take 1 each: with the other
-            core busy, two-thread OpenMP fell to a tenth of its speed (FACTS, section 4).
+            core busy, two-thread OpenMP fell to a tenth of its speed.
         run_sync: how a job gets off the event loop; a stand-in under a virtual clock, which does not know
             that a thread is still working.
     """

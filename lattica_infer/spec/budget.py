@@ -36,7 +36,8 @@ class Budget:
             `stage_seconds` (fp32 on a CPU; LOG).
         max_nodes: never more drafted nodes than this.
 
-    Source: the marginal rule of SPECULATION.md section 5; costs are told in any unit, as long as it is one.
+    Source: best-first trees by path probability (OPT-Tree, arXiv 2406.17276), as large as makes tokens a second
+    greatest (goodput, SmartSpec, arXiv 2406.14066). Costs may be told in any unit, as long as it is one.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The native walk against `rows.amax(-1)`, and the drafter's costs.
 
-One torch thread. `ratio` is the median of one over the median of the other, taken in turn; targets are
-SPECULATION.md's.
+One torch thread. `ratio` is the median of one over the median of the other, taken in turn; the targets
+are what the pipeline's tail can afford beside a forward pass.
 """
 
 from __future__ import annotations
