@@ -16,7 +16,6 @@ from lattica_infer.model.rope import Rope
 
 _T = TypeVar("_T", int, float, bool)
 
-KINDS: Final = ("llama", "mistral", "qwen2", "qwen3")
 MAX_LAYERS: Final = 1024  # Llama 3.1 405B has 126
 MAX_WIDTH: Final = 1 << 20  # of any hidden, head or feed-forward dimension; 405B's widest has 53,248
 MAX_VOCAB: Final = 1 << 22  # Gemma has 262,144
@@ -32,6 +31,15 @@ _REFUSED: Final[Mapping[str, tuple[object, ...]]] = {
     "final_logit_softcapping": (None,),
     "position_embedding_type": (None, "rotary"),
 }
+
+# What a kind's settings are where config.json doesn't say, if that isn't the same for all (transformers' classes).
+_DEFAULTS: Final[Mapping[str, Mapping[str, int]]] = {
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
+KINDS: Final = tuple(_DEFAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,7 @@ class ModelConfig:
         kind = settings.get("model_type")
         if kind not in KINDS:
             raise WeightsError(f"architecture {_shown(kind)} is not one we run: we know {', '.join(KINDS)}")
+        settings = {**_DEFAULTS[kind], **settings}
         for name, unused in _REFUSED.items():
             if name in settings and settings[name] not in unused:
                 _refuse(name, settings[name], "models with it are not supported")
@@ -93,7 +102,7 @@ class ModelConfig:
             vocab_size=_count(settings, "vocab_size", MAX_VOCAB),
             context_length=context_length,
             norm_eps=_norm_eps(settings),
-            rope=Rope.from_dict(settings, head_dim, context_length),
+            rope=Rope.from_dict(settings, context_length),
             tied=_switch(settings, "tie_word_embeddings"),
             qkv_bias=kind == "qwen2" or (kind in ("llama", "qwen3") and attention_bias),
             out_bias=kind in ("llama", "qwen3") and attention_bias,

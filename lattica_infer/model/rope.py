@@ -39,16 +39,30 @@ class Rope:
     truncate: bool = True
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], head_dim: int, context_length: int) -> Rope:
+    def from_dict(cls, settings: Mapping[str, Any], context_length: int) -> Rope:
         """Read `rope_parameters`, or the older `rope_theta` with `rope_scaling`.
 
         Raises:
-            WeightsError: a kind of scaling that we don't know, or a number that is missing or out of range.
+            WeightsError: a kind of scaling that we don't know, a number that is missing or out of range, or two
+                spellings that disagree (libraries do on which one counts).
         """
-        old, new = settings.get("rope_scaling"), settings.get("rope_parameters")
-        scaling = new if new is not None else old if old is not None else {}
+        given = [name for name in ("rope_parameters", "rope_scaling") if settings.get(name) not in (None, {})]
+        ropes = {cls._read(name, settings[name], settings, context_length) for name in given}
+        if len(ropes) > 1:
+            raise WeightsError(
+                "config.json has rope_parameters and rope_scaling that disagree: keep one of them"
+            )
+        return ropes.pop() if ropes else cls._read("rope_parameters", {}, settings, context_length)
+
+    @classmethod
+    def _read(cls, name: str, scaling: object, settings: Mapping[str, Any], context_length: int) -> Rope:
         if not isinstance(scaling, Mapping):
-            raise WeightsError(f"config.json has rope_scaling = {str(scaling)[:60]!r}: it must be an object")
+            raise WeightsError(f"config.json has {name} = {str(scaling)[:60]!r}: it must be an object")
+        nested = [key for key, value in scaling.items() if isinstance(value, Mapping)]
+        if nested:
+            raise WeightsError(
+                f"config.json has {name} for {str(nested[0])[:60]!r} alone: one set for all layers is supported"
+            )
         kind = scaling.get("rope_type", scaling.get("type")) or "default"
         if kind not in _TYPES:
             raise WeightsError(f"config.json has rope_type = {str(kind)[:60]!r}: we know {', '.join(_TYPES)}")

@@ -34,17 +34,39 @@ def test_smollm2_has_its_published_size() -> None:
     assert config.rope == Rope(100_000.0)
 
 
-def test_both_spellings_of_rope_settings_mean_the_same() -> None:
-    scaling = {
+SCALINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {
         "factor": 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }
-    old = GOOD | {"rope_scaling": scaling | {"type": "llama3"}}
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_both_spellings_of_rope_settings_mean_the_same(kind: str) -> None:
+    old = GOOD | {"rope_scaling": SCALINGS[kind] | {"type": kind}}
     new = {key: value for key, value in GOOD.items() if key != "rope_theta"}
-    new |= {"rope_parameters": scaling | {"rope_type": "llama3", "rope_theta": 100_000.0}}
-    assert ModelConfig.from_dict(old).rope == ModelConfig.from_dict(new).rope
+    new |= {"rope_parameters": SCALINGS[kind] | {"rope_type": kind, "rope_theta": 100_000.0}}
+    rope = ModelConfig.from_dict(new).rope
+    assert ModelConfig.from_dict(old).rope == rope
+    assert ModelConfig.from_dict(old | new).rope == rope
+    assert rope.theta == 100_000.0
+
+
+def test_two_spellings_that_disagree_are_refused() -> None:
+    # As when somebody adds a model card's rope_scaling to a file that a newer library wrote.
+    both = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+        "rope_scaling": {"type": "yarn", "factor": 4.0},
+    }
+    with pytest.raises(WeightsError, match="rope_parameters and rope_scaling that disagree"):
+        ModelConfig.from_dict(GOOD | both)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +83,10 @@ def test_both_spellings_of_rope_settings_mean_the_same() -> None:
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "rope_type = 'longrope': we know default"),
         ({"rope_scaling": {"type": "linear"}}, "rope factor = 'None'"),
         ({"rope_theta": 10**400}, "rope_theta"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "rope_parameters for 'full_attention' alone",
+        ),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes': it must be true or false"),
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1"),
         ({"layer_types": ["chunked_attention"] * 30}, "layer_types"),

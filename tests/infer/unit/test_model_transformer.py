@@ -115,6 +115,16 @@ def test_greedy_tokens_are_those_of_transformers(reference: Any) -> None:
     assert mine == theirs.tolist()
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_what_config_json_leaves_out_is_what_transformers_takes(kind: str) -> None:
+    given = {"hidden_size": 2048, "intermediate_size": 64, "num_hidden_layers": 30, "num_attention_heads": 32}
+    given |= {"vocab_size": 97, "max_position_embeddings": 8192}
+    for more in ({}, {"use_sliding_window": True}):
+        theirs = getattr(transformers, f"{kind}Config")(**given, **more)
+        absent = ModelConfig.from_dict({"model_type": kind.lower(), **given, **more})
+        assert absent == ModelConfig.from_dict(theirs.to_dict())
+
+
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_cutting_a_model_into_stages_changes_no_bit(reference: Any, stages: int) -> None:
     whole, prompt = ours(reference), ids(20)
