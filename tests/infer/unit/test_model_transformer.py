@@ -11,7 +11,6 @@ import transformers
 
 from lattica_infer.errors import CacheFullError, WeightsError
 from lattica_infer.model.config import ModelConfig, stage_tensors
-from lattica_infer.model.kv_cache import KVCache
 from lattica_infer.model.transformer import Stage
 
 torch.set_num_threads(1)
@@ -259,11 +258,6 @@ def test_bf16_on_disk_runs_as_fp32_on_a_cpu(llama: Any) -> None:
         outputs.append(stage.forward(ids(8), stage.new_cache(8)))
         assert stage.numeric_class.startswith("cpu-fp32")
     assert torch.equal(*outputs)
-
-
-def test_a_cache_that_holds_nothing_is_a_bug_of_ours(llama: Any) -> None:
-    with pytest.raises(ValueError, match="0 rows"):
-        KVCache(ModelConfig.from_dict(llama.config.to_dict()), range(5), rows=0)
 
 
 @pytest.mark.gpu
