@@ -105,13 +105,12 @@ class Stage:
         cache.reserve(count)
         tree = None if parents is None else parents.tolist()
         placement = place(self.config, self._inverse_frequencies, cache.committed, count, tree, self.dtype)
-        masks = self._grouped(placement)
         if self._embedding is None:
             x = inputs.to(self.device, self.dtype)  # [tokens, hidden]
         else:
             x = F.embedding(inputs.to(self.device), self._embedding).to(self.dtype)
         for index, block in enumerate(self._blocks):
-            mask = masks[self.config.windows[self.layers.start + index]]
+            mask = placement.masks[self.config.windows[self.layers.start + index]]
             x = block.forward(x, cache, index, placement, mask)
         if self._head is None:
             return x
@@ -120,14 +119,6 @@ class Stage:
         if not x.shape[0]:
             return torch.empty(0, self.config.vocab_size)
         return self._head(self._norm(x)).float()
-
-    def _grouped(self, placement: Placement) -> dict[int | None, Tensor | None]:
-        """The masks as `attend` takes them: the heads of a group one after the other."""
-        group = self.config.num_heads // self.config.num_kv_heads
-        return {
-            window: None if mask is None else mask.repeat(group, 1)
-            for window, mask in placement.masks.items()
-        }
 
     def _block(self, weights: Mapping[str, Tensor], layer: int) -> _Block:
         name = f"model.layers.{layer}."
@@ -201,8 +192,7 @@ class _Block:
         new_keys = turned[:, heads:].transpose(0, 1)  # [kv_heads, tokens, dim]
         new_values = mixed[:, heads + kv_heads :].transpose(0, 1)
         keys, values = cache.write(index, new_keys, new_values)
-        queries = turned[:, :heads].transpose(0, 1).reshape(kv_heads, -1, dim)  # a group's heads in a row
-        seen = attend(queries, keys, values, mask).view(heads, tokens, dim)
+        seen = attend(turned[:, :heads].transpose(0, 1), keys, values, mask)  # [heads, tokens, dim]
         return self._out(seen.transpose(0, 1).reshape(tokens, heads * dim))
 
 

@@ -124,6 +124,19 @@ def test_what_config_json_leaves_out_is_what_transformers_takes(kind: str) -> No
         assert absent == ModelConfig.from_dict(theirs.to_dict())
 
 
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_long_prompt_reads_as_in_transformers(window: int | None) -> None:
+    torch.manual_seed(0)
+    sizes = SIZES | {"max_position_embeddings": 2048, "initializer_range": 0.3, "sliding_window": window}
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**sizes)).eval()
+    stage, prompt = ours(model), ids(1100)  # more scores than are held at once
+    with torch.inference_mode():
+        theirs = model(prompt[None]).logits[0]
+    whole = stage.forward(prompt, stage.new_cache(1100))
+    torch.testing.assert_close(whole, theirs, rtol=1e-4, atol=1e-3)
+    assert torch.equal(whole.argmax(-1), theirs.argmax(-1))
+
+
 @pytest.mark.parametrize("stages", [2, 3, 5])
 def test_cutting_a_model_into_stages_changes_no_bit(reference: Any, stages: int) -> None:
     whole, prompt = ours(reference), ids(20)
@@ -137,8 +150,9 @@ def test_cutting_a_model_into_stages_changes_no_bit(reference: Any, stages: int)
 
 
 def random_tree(nodes: int, seed: int) -> list[int]:
+    """Parents of `nodes` nodes; more than one of them may continue the prefix."""
     generator = torch.Generator().manual_seed(seed)
-    return [-1] + [int(torch.randint(0, node, (), generator=generator)) for node in range(1, nodes)]
+    return [int(torch.randint(-1, node, (), generator=generator)) for node in range(nodes)]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -258,6 +272,18 @@ def test_bf16_on_disk_runs_as_fp32_on_a_cpu(llama: Any) -> None:
         outputs.append(stage.forward(ids(8), stage.new_cache(8)))
         assert stage.numeric_class.startswith("cpu-fp32")
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "cpu-bf16"), (torch.float16, "cpu-fp16")])
+def test_half_precision_is_near_fp32_and_of_a_class_of_its_own(
+    llama: Any, dtype: torch.dtype, name: str
+) -> None:
+    config, weights, prompt = ModelConfig.from_dict(llama.config.to_dict()), llama.state_dict(), ids(30)
+    exact, half = (Stage(config, weights, range(5), dtype=kind) for kind in (torch.float32, dtype))
+    expected, got = (stage.forward(prompt, stage.new_cache(32)) for stage in (exact, half))
+    assert half.numeric_class == name
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.gpu
