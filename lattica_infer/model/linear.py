@@ -33,7 +33,7 @@ def packing_works() -> bool:
 
 
 class Linear:
-    """y = x W^T + b, for x [rows, in]. Copies or packs its weight once; keeps no second copy.
+    """y = x W^T + b, for x [rows, in]. Holds the weight as it is given, or packed: never both.
 
     Args:
         weight: [out, in].

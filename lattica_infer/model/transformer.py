@@ -62,14 +62,19 @@ class Stage:
         self._inverse_frequencies = torch.from_numpy(frequencies).to(self.device)
         with torch.inference_mode():
             self._blocks = [self._block(weights, layer) for layer in layers]
-            # A tied table is held twice by a stage that has both ends: rows are looked up in the plain one (on
-            # CPU a view of the mapped file), the head is multiplied with the packed one.
-            self._embedding = weights["model.embed_tokens.weight"].to(self.device) if self.first else None
+            # Rows are looked up in the plain table, on CPU a view of the mapped file. A tied head is multiplied with
+            # that same table, unless it is packed: then the model's largest matrix is held twice.
+            table, head = "model.embed_tokens.weight", "lm_head.weight"
+            self._embedding: Tensor | None = None
+            if self.first:
+                on_cpu = self.device.type == "cpu"
+                self._embedding = weights[table] if on_cpu else self._tensor(weights, table)
+                weights = {**weights, table: self._embedding}
             self._head: Linear | None = None
             if self.last:
                 self._norm = self._rms_norm(weights, "model.norm")
-                head = "model.embed_tokens.weight" if config.tied else "lm_head.weight"
-                self._head = self._linear(weights, head.removesuffix(".weight"))
+                matrix = self._tensor(weights, table if config.tied else head)
+                self._head = Linear(matrix, None, packed=self._packed)
 
     @property
     def numeric_class(self) -> str:
