@@ -46,10 +46,29 @@ class Stream(Protocol):
         call `reset()` then.
         """
 
+    def send_nowait(self, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Queue all parts, as one piece, if there is room for all of them.
+
+        False queues nothing: take `send_all` then, which waits for room. Raises StreamError.
+        """
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Some bytes, as soon as there are any; b"" only after the other side's `send_eof`.
 
         Raises StreamError when the stream was reset or its connection lost. Cancel-safe: nothing is lost.
+        """
+
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:
+        """What is here; None when nothing is, b"" after the other side's end. Raises StreamError."""
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """As `receive_some`, straight into `buffer`; returns how many bytes, 0 after the other side's end."""
+
+    def on_break(self, callback: Callable[[], None] | None) -> None:
+        """Call back once when the other side resets the stream or its connection is lost, whatever is unread.
+
+        At once, if it is so already. Not for a mere end of the other side, and not for what this side does.
+        None takes the callback back. It must not wait and must not raise.
         """
 
     async def send_eof(self) -> None:
