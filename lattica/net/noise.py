@@ -37,9 +37,12 @@ _SIGNED_PREFIX = b"noise-libp2p-static-key:"
 
 @dataclass(frozen=True, slots=True)
 class Secured:
-    """What a finished handshake gives."""
+    """What a finished handshake gives: who is there, the keys of both directions, and bytes read behind it."""
 
     peer: PeerId
+    send_key: bytes
+    receive_key: bytes
+    early: bytes
     session: NoiseSession
 
 
@@ -76,7 +79,7 @@ class NoiseHandshake:
     def receive(self, data: bytes) -> bytes:
         """Take bytes that arrived; returns the bytes to send, possibly none.
 
-        Bytes behind the handshake are kept for the session: get them with `result.session.receive(b"")`.
+        Bytes behind the handshake are kept for the session: `result.early`.
 
         Raises:
             RemoteProtocolError: the other side broke the handshake, or is not the expected peer.
@@ -148,11 +151,10 @@ class NoiseHandshake:
 
     def _finish(self, peer: PeerId) -> None:
         protocol = self._state.noise_protocol
-        session = NoiseSession(
-            send_key=protocol.cipher_state_encrypt.k, receive_key=protocol.cipher_state_decrypt.k
-        )
+        send_key, receive_key = protocol.cipher_state_encrypt.k, protocol.cipher_state_decrypt.k
+        session = NoiseSession(send_key=send_key, receive_key=receive_key)
         session._buffer += self._buffer
-        self.result = Secured(peer, session)
+        self.result = Secured(peer, send_key, receive_key, bytes(self._buffer), session)
 
 
 class NoiseSession:
@@ -176,13 +178,16 @@ class NoiseSession:
         return b"".join(records)
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The plaintexts of all records that are whole by now. Keeps less than one record.
+        """As `each`, all of them."""
+        return list(self.each(data))
+
+    def each(self, data: bytes) -> Iterator[bytes]:
+        """The plaintext of each record that is whole by now. Keeps less than one record, once it ran to its end.
 
         Raises:
             RemoteProtocolError: a record is too short for its tag, or was not sealed by the other side.
         """
         self._buffer += data
-        plains: list[bytes] = []
         start, end = 0, len(self._buffer)
         with memoryview(self._buffer) as view:
             while end - start >= 2:
@@ -200,9 +205,8 @@ class NoiseSession:
                 self._received += 1
                 start += 2 + length
                 if plain:
-                    plains.append(plain)
+                    yield plain
         del self._buffer[:start]
-        return plains
 
 
 def _nonce(counter: int) -> bytes:
