@@ -112,13 +112,17 @@ def _address(raw: bytes, peer: PeerId | None = None) -> str | None:
         return None
     try:
         text = str(Multiaddr(raw))
+        if not text.isprintable() or Multiaddr(text).to_bytes() != raw:  # a file's name holds any bytes
+            return None
     except Exception:  # multiaddr's parser raises what its codecs raise
         return None
     return text.removesuffix(f"/p2p/{peer}") or None
 
 
-def _printable(text: str) -> str:
-    """Text that cannot steer a terminal."""
+def _printable(text: str | bytes) -> str:
+    """Text that cannot steer a terminal. protobuf gives bytes for text that is not UTF-8."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
     return "".join(letter for letter in text[:MAX_TEXT] if letter.isprintable())
 
 

@@ -75,6 +75,20 @@ def test_unusable_parts_are_left_out() -> None:
     assert len(found.protocols) == identify.MAX_PROTOCOLS
 
 
+def test_text_that_is_not_utf_8_is_shown_with_replacements() -> None:
+    message = Identify(agent_version="agent-", protocols=["/name-"])
+    found = identify.decode(ALICE, raw(message).replace(b"-", b"\xff"))
+    assert (found.agent, found.protocols) == ("agent\ufffd", ("/name\ufffd",))
+
+
+@pytest.mark.parametrize("name", [b"\x1b[2J", b"a\nb", b"a/unknown"])
+def test_an_address_that_could_steer_a_terminal_or_reads_otherwise_is_left_out(name: bytes) -> None:
+    unix = b"\x90\x03" + bytes([len(name) + 1]) + b"/" + name  # /unix, whose value is any bytes
+    message = Identify(listen_addrs=[unix, Multiaddr(HERE).to_bytes()], observed_addr=unix)
+    found = identify.decode(ALICE, raw(message))
+    assert (found.addresses, found.observed) == ((HERE,), None)
+
+
 @given(data=st.binary(max_size=300))
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     with contextlib.suppress(RemoteProtocolError):
