@@ -13,7 +13,8 @@ from lattica.ids import PeerId
 from lattica.net.api import Peer, PeerListener, StreamHandler
 from lattica.net.identity import Identity
 from lattica.protocols import GATED_PREFIX
-from lattica.testing.pipes import Link, MemoryStream, Pipe
+from lattica.testing.links import Link
+from lattica.testing.pipes import MemoryStream, Pipe
 
 if TYPE_CHECKING:
     from lattica.testing.memory import MemoryNetwork
@@ -66,16 +67,18 @@ class MemoryConnection:
         out, back = self._from(opener), self._from(self.other(opener))
         window = self._network.window_bytes
         there, here = Pipe(out, back, window), Pipe(back, out, window)
-        near = MemoryStream(self.other(opener).peer_id, protocol, here, there)
-        far = MemoryStream(opener.peer_id, protocol, there, here)
+        near = MemoryStream(self.other(opener).peer_id, protocol, here, there, self._network.spawn_if_open)
+        far = MemoryStream(opener.peer_id, protocol, there, here, self._network.spawn_if_open)
+        near.twin, far.twin = far, near
         for stream in (near, far):
             self._streams[stream] = None
             stream.on_close = self._forget
         return near, far
 
-    def set_latency(self, seconds: float) -> None:
+    def set(self, *, latency: float | None = None, bandwidth: float | None = None) -> None:
+        """Change both directions of the line."""
         for link in self._links:
-            link.latency = seconds
+            link.set(latency=latency, bandwidth=bandwidth)
 
     def stall(self) -> None:
         self.stalled_since = trio.current_time()

@@ -1,15 +1,18 @@
-"""A network of hosts in one process: latency, loss, partitions and windows, all by trio's clock and one seed.
+"""A network of hosts in one process: latency, bandwidth, loss, partitions, windows, by trio's clock and one seed.
 
 Under a `trio.testing.MockClock` a test runs as fast as the processor allows and the same way each time. What
 is modelled: connections between pairs of hosts, as TCP gives them. Lost packets cost a retransmission and
 hold back what is behind them on the same connection; a partition holds everything back, until `heal`, or
-until the connection breaks after `break_after` seconds. Bandwidth is not limited.
+until the connection breaks after `break_after` seconds. Streams of a connection share its bandwidth in turns, a
+frame each, and queue and window bound what each of them may hold, as on a real connection: a reader that stops
+stops its writer and nobody else.
 """
 
 from __future__ import annotations
 
 import contextvars
 import hashlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import combinations, product
@@ -23,7 +26,7 @@ from lattica.ids import PeerId
 from lattica.net.identity import Identity
 from lattica.protocols import DIAL_TIMEOUT_SECONDS, KIB
 from lattica.testing.hosts import Gate, MemoryConnection, MemoryHost
-from lattica.testing.pipes import Link
+from lattica.testing.links import Link
 
 Who = MemoryHost | PeerId | str
 
@@ -36,6 +39,7 @@ class MemoryNetwork:
     Args:
         seed: decides the hosts' keys and which chunks are lost.
         latency: seconds, one way, between hosts for which `set_latency` says nothing else.
+        bandwidth: bytes a second, each way, between hosts for which `set_bandwidth` says nothing else.
         loss: probability that a chunk (64 KiB at most) is lost once and sent again.
         window_bytes: how much of a stream may be on its way or unread.
         break_after: seconds that a connection survives in a partition.
@@ -47,6 +51,7 @@ class MemoryNetwork:
         seed: int = 0,
         *,
         latency: float = 0.0,
+        bandwidth: float = math.inf,
         loss: float = 0.0,
         window_bytes: int = 256 * KIB,
         break_after: float = 15.0,
@@ -58,6 +63,8 @@ class MemoryNetwork:
         self._random = Random(seed)
         self._latency = latency
         self._latencies: dict[frozenset[PeerId], float] = {}
+        self._bandwidth = bandwidth
+        self._bandwidths: dict[frozenset[PeerId], float] = {}
         self._loss = loss
         self._break_after = break_after
         self._hosts: dict[PeerId, MemoryHost] = {}
@@ -77,7 +84,10 @@ class MemoryNetwork:
         # The nursery isn't told what was raised, so that it goes on as it is and not inside of a group.
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
-            await self._manager.__aexit__(None, None, None)
+            try:
+                await self._manager.__aexit__(None, None, None)
+            finally:
+                self._nursery = None
 
     def host(self, name: str) -> MemoryHost:
         """The host of this name, started on first use; its key follows from the name and the seed."""
@@ -109,7 +119,14 @@ class MemoryNetwork:
         pair = self._pair(a, b)
         self._latencies[pair] = seconds
         if pair in self._connections:
-            self._connections[pair].set_latency(seconds)
+            self._connections[pair].set(latency=seconds)
+
+    def set_bandwidth(self, a: Who, b: Who, bytes_per_second: float) -> None:
+        """Change the bandwidth between two hosts, each way; the frames that are being sent keep their time."""
+        pair = self._pair(a, b)
+        self._bandwidths[pair] = bytes_per_second
+        if pair in self._connections:
+            self._connections[pair].set(bandwidth=bytes_per_second)
 
     def partition(self, *groups: Iterable[Who]) -> None:
         """Let nothing pass between hosts of different groups, until `heal`.
@@ -145,6 +162,11 @@ class MemoryNetwork:
             )
         self._context.run(self._nursery.start_soon, work, *args)
 
+    def spawn_if_open(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Run something while the network is there; nothing when it is gone already."""
+        if self._nursery is not None:
+            self.spawn(work)
+
     async def dial(self, host: MemoryHost, address: str) -> MemoryConnection:
         """Connect a host with the one at an address; the connection that there is, if there is one."""
         place, _, peer = address.partition("/p2p/")
@@ -164,7 +186,8 @@ class MemoryNetwork:
         if peer and peer != str(target.peer_id):
             raise DialError(f"{address} is {target.peer_id}", attempts=[(address, "another peer")])
         if pair not in self._connections:
-            links = [Link(self._latency_of(pair), self._loss, self._random) for _ in range(2)]
+            bandwidth = self._bandwidths.get(pair, self._bandwidth)
+            links = [Link(self._latency_of(pair), self._loss, bandwidth, self._random) for _ in range(2)]
             self._connections[pair] = MemoryConnection(self, host, target, *links)
         return self._connections[pair]
 
