@@ -200,8 +200,8 @@ class Node:
                 self._attempts[address] = str(error)
                 self.log.debug("a bootstrap peer did not answer", address=address, why=error)
             else:
+                # `_watch` has told the policy, also if the connection is lost again by now.
                 self._attempts.pop(address, None)
-                self._bootstrap.on_connected(peer)
                 return
         self._bootstrap.on_failed(peer, trio.current_time())
         self._changed.unpark_all()  # there is a new deadline
