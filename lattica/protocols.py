@@ -52,7 +52,16 @@ RECORD_SLOT_BYTES: Final = 1024  # what a slot counts for beside its value, so t
 RECORD_CLOCK_SLACK_SECONDS: Final = 300.0  # how far an author's clock may run ahead of a keeper's
 RECORD_TIMEOUT_SECONDS: Final = 10.0  # one keeper's answer, the dial included
 
-# Connections (seconds)
-DIAL_TIMEOUT_SECONDS: Final = 10.0  # one address, TCP to identify
+# Connections
+MAX_CONNECTIONS: Final = 512  # of a node: a socket, two tasks and some buffers each
+MAX_CONNECTIONS_PER_PEER: Final = 8  # two from dialling each other at once, some on their way out
+MAX_WINDOW_GROWTH_BYTES: Final = 256 * MIB  # receive windows of all connections together, beyond their first size
+MAX_HANDSHAKES: Final = 64  # accepted sockets that have not proved who they are: a task and some KiB each
+MAX_PEERS_KNOWN: Final = 4096  # whose addresses are kept, connected ones not counted
+CONNECT_TIMEOUT_SECONDS: Final = 1.8  # TCP to one address: its first SYN may get lost; a dead one errs within 2 s
+DIAL_TIMEOUT_SECONDS: Final = 10.0  # one address, name to Yamux
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0  # Noise and Yamux on an accepted socket: slow-loris bound
 PING_INTERVAL_SECONDS: Final = 15.0  # rust-libp2p's interval; keeps NAT mappings of 30 s alive
+PING_SOONER_SECONDS: Final = 2.0  # when we said something and heard nothing since: find out early
+PING_TIMEOUT_SECONDS: Final = 10.0  # without a byte after a ping: dead. A peer that loads torch can be mute for 6
+UNSENT_BYTES: Final = 128 * KIB  # in the kernel, not yet on the wire: what a small frame may have to wait behind

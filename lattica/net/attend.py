@@ -1,7 +1,6 @@
-"""What a host does for each connection while it lasts: ping it, ask who is there, and answer the same.
+"""What a host says and asks at each connection: who is there, and how far away. It answers the same.
 
-A peer that doesn't answer a ping in time is disconnected: TCP alone would keep a machine that lost its power
-for many minutes.
+That a connection still lives is found out below, by `MuxedConnection.check`.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ from lattica.net import identify
 from lattica.net.api import Stream
 from lattica.net.connection import MuxedConnection
 from lattica.net.stream import MuxedStream
-from lattica.protocols import PING_INTERVAL_SECONDS
 
 if TYPE_CHECKING:
-    from lattica.net.host import Libp2pHost
+    from lattica.net.host import MeshHost
 
 log = logging.getLogger("lattica.net.attend")
 
 PING_PROTOCOL = "/ipfs/ping/1.0.0"
 PING_BYTES = 32
-PING_TIMEOUT_SECONDS = 10.0  # a peer that takes longer is gone, or of no use
 PING_IDLE_SECONDS = 60.0  # rust-libp2p pings every 15 s on one stream; a stream idle for longer is forgotten
 IDENTIFY_TIMEOUT_SECONDS = 10.0
 READ_BYTES = 4096
@@ -35,7 +32,7 @@ READ_BYTES = 4096
 class Attendant:
     """Serves ping and identify for a host, and uses them on its connections."""
 
-    def __init__(self, host: Libp2pHost, nursery: trio.Nursery, *, agent: str) -> None:
+    def __init__(self, host: MeshHost, nursery: trio.Nursery, *, agent: str) -> None:
         self._host = host
         self._nursery = nursery
         self._agent = agent
@@ -43,17 +40,6 @@ class Attendant:
         host.serve(PING_PROTOCOL, answer_pings)
         host.serve(identify.PROTOCOL, self._describe)
         host.serve(identify.PUSH_PROTOCOL, self._take_push)
-
-    async def attend(self, connection: MuxedConnection) -> None:
-        """Ping and identify until the connection ends. Raises nothing but Cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._keep, connection)
-                nursery.start_soon(self._ask, connection)
-                await connection.ended.wait()
-                nursery.cancel_scope.cancel()
-        except Exception:
-            log.exception("attending to %s failed", connection.peer)
 
     # Ping
 
@@ -75,20 +61,6 @@ class Attendant:
             stream.reset()  # nothing after a close
         self._host.table.pinged(connection.peer, rtt, now=trio.current_time())
         return rtt
-
-    async def _keep(self, connection: MuxedConnection) -> None:
-        while True:
-            asked = trio.current_time()
-            try:
-                with trio.fail_after(PING_TIMEOUT_SECONDS):
-                    await self.ping(connection)
-            except LatticaError as error:  # an answer, if not the right one: libp2p allows two ping streams
-                log.debug("a ping to %s failed: %s", connection.peer, error)
-            except trio.TooSlowError:
-                if connection.heard <= asked:  # else a pong that waits behind other bytes on a slow link
-                    connection.abort(f"no answer to a ping within {PING_TIMEOUT_SECONDS:g} seconds")
-                    return
-            await trio.sleep(PING_INTERVAL_SECONDS)
 
     # Identify
 
@@ -114,8 +86,11 @@ class Attendant:
                     await stream.aclose()
         except (LatticaError, trio.TooSlowError) as error:
             log.debug("could not push identify to %s: %s", connection.peer, error)
+        except Exception:
+            log.exception("pushing identify to %s failed", connection.peer)
 
-    async def _ask(self, connection: MuxedConnection) -> None:
+    async def ask(self, connection: MuxedConnection) -> None:
+        """Learn who is there. Raises nothing but Cancelled."""
         try:
             with trio.fail_after(IDENTIFY_TIMEOUT_SECONDS):
                 stream = await connection.open([identify.PROTOCOL])
@@ -126,6 +101,8 @@ class Attendant:
                         stream.reset()
         except (LatticaError, trio.TooSlowError) as error:
             log.info("could not identify %s: %s", connection.peer, error or "no answer in time")
+        except Exception:
+            log.exception("identifying %s failed", connection.peer)
 
     async def _describe(self, stream: Stream) -> None:
         assert isinstance(stream, MuxedStream)
@@ -136,15 +113,7 @@ class Attendant:
             await self._learn(stream)
 
     async def _learn(self, stream: Stream) -> None:
-        description = identify.decode(stream.peer, await _read_message(stream))
-        if self._host.table.is_connected(stream.peer):
-            self._host.table.identified(
-                stream.peer,
-                agent=description.agent,
-                protocols=description.protocols,
-                addresses=description.addresses,
-                now=trio.current_time(),
-            )
+        self._host.identified(stream.peer, identify.decode(stream.peer, await _read_message(stream)))
 
     def _own(self, connection: MuxedConnection | None) -> bytes:
         return identify.encode(

@@ -1,262 +1,326 @@
-"""One connection and its streams: Noise and Yamux driven over a trio stream by one reader and one writer
-task.
+"""One connection and its streams: a mux driven over a socket by one reading and one writing task.
 
-Nobody but the writer touches the socket. Whoever sends hands over whole frames and may be cancelled at any
-point; the connection never sees half a frame. The writer takes everything that waits, seals it in one go and
-sends it in one call. A connection that is lost breaks its streams with StreamError, never with a clean end.
+Nobody but the writer touches what leaves. Whoever sends hands whole frames to the mux and may be cancelled at any
+point; the connection never sees half a frame. Everything that tasks queue in one pass of the scheduler leaves in one
+system call, and everything that one read brought wakes its readers together. A connection that is lost breaks its
+streams with StreamError, never with a clean end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import socket as stdlib_socket
 from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import trio
-from libp2p.abc import IMuxedConn
-from libp2p.connection_types import ConnectionType
-from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
 
 from lattica.errors import RemoteProtocolError, StreamError
 from lattica.ids import PeerId
-from lattica.net import multistream, yamux
-from lattica.net.noise import PROTOCOL as NOISE
-from lattica.net.noise import NoiseSession
-from lattica.net.stream import ForLibp2p, MuxedStream
+from lattica.net import multistream, mux, sockets
+from lattica.net.stream import MuxedStream
+from lattica.protocols import KIB, PING_INTERVAL_SECONDS, PING_SOONER_SECONDS, PING_TIMEOUT_SECONDS
 
 log = logging.getLogger("lattica.net.connection")
 
-READ_BYTES = 256 * 1024  # one read takes what a socket buffer holds
-HIGH_WATER_BYTES = 256 * 1024  # senders wait while more is queued: bounds memory and the wait of small frames
-CLOSE_SECONDS = 1.0  # for the last frames to leave when a connection is closed
-ACCEPT_BACKLOG = yamux.MAX_INBOUND_STREAMS  # the state machine refuses streams beyond it
+MIN_READ_BYTES: Final = 16 * KIB  # asked for in one read; doubled while reads are filled
+MAX_READ_BYTES: Final = 512 * KIB
+MIN_BATCH_BYTES: Final = (
+    64 * KIB
+)  # sealed and handed to the socket at once; doubled while the socket takes it
+MAX_BATCH_BYTES: Final = 256 * KIB
+CLOSE_SECONDS: Final = 1.0  # for the last frames to leave, and for the other side to hang up
+BROKE_PROTOCOL: Final = 1  # GO_AWAY's code
 
 
-class MuxedConnection(IMuxedConn):
-    """One secured connection. `start` runs it until it ends; nothing happens before.
+class Owner(Protocol):
+    """Whom a connection tells what happens to it. Called from its reading task; must not wait."""
+
+    def stream_opened(self, stream: MuxedStream) -> None:
+        """The other side opened a stream."""
+
+    def ponged(self, connection: MuxedConnection, rtt: float) -> None:
+        """A ping came back after `rtt` seconds."""
+
+
+class Traffic:
+    """What all connections of a node have moved, in bytes on the wire and in streams."""
+
+    __slots__ = ("received_bytes", "sent_bytes", "streams_accepted", "streams_opened")
+
+    def __init__(self) -> None:
+        self.received_bytes = self.sent_bytes = self.streams_accepted = self.streams_opened = 0
+
+
+class MuxedConnection:
+    """One secured connection. `run` runs it until it ends; nothing happens before.
 
     Args:
-        stream: the bytes below Noise; owned and closed by the connection.
-        session: the Noise session; bytes it already holds are delivered first.
+        sock: connected and non-blocking; owned and closed by the connection.
+        machine: not started yet.
         early: plaintext that already followed the choice of the muxer.
         remote: the other end's transport address, without /p2p/.
     """
 
     def __init__(
         self,
-        stream: trio.SocketStream,
-        session: NoiseSession,
+        sock: stdlib_socket.socket,
+        machine: mux.Mux,
         *,
         peer: PeerId,
         initiator: bool,
         early: bytes = b"",
         remote: Multiaddr,
+        traffic: Traffic | None = None,
     ) -> None:
         self.peer = peer
-        self.peer_id = ID(peer.multihash)
         self.remote = remote
-        self.event_started = trio.Event()
-        self.negotiated_security_protocol = NOISE
-        self.negotiated_muxer_protocol = yamux.PROTOCOL
+        self.is_initiator = initiator
+        self.mux = machine
+        self.spoken: frozenset[str] = frozenset()  # protocols that the peer is known to speak
         self.ended = trio.Event()
+        self.is_closed = False
         self.reason = ""  # why it ended, for people
         self.heard = trio.current_time()  # when bytes last came
-        self._stream = stream
-        self._session = session
+        self._traffic = traffic or Traffic()
+        self._sock = sock
         self._early = early
-        self._initiator = initiator
-        self._mux = yamux.Yamux(initiator=initiator)
+        self._owner: Owner | None = None
         self._streams: dict[int, MuxedStream] = {}
-        self._send_accepted, self._accepted = trio.open_memory_channel[MuxedStream](ACCEPT_BACKLOG)
-        self._pending = trio.lowlevel.ParkingLot()  # the writer, while nothing waits to be sent
-        self._drain = trio.lowlevel.ParkingLot()  # senders, while too much waits
-        self._writing = False
+        self._writer: trio.lowlevel.Task | None = None  # while it has nothing to send
+        self._sealed = memoryview(b"")  # what the socket did not take yet
+        self._batch = MIN_BATCH_BYTES
+        self._drained = trio.lowlevel.ParkingLot()
         self._closing = False
+        self._pinged: float | None = None  # when; None when an answer came
+        self._last_ping = self.heard
+        self._spoke = False  # since `heard`
         self._watchers: list[Callable[[MuxedConnection], None]] = []
 
     # Running
 
-    async def start(self) -> None:
+    async def run(self, owner: Owner) -> None:
         """Read and write until the connection ends. Raises nothing but Cancelled."""
-        self.event_started.set()
+        self._owner = owner
         try:
-            if not self.is_closed:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    await self._read()
-                    nursery.cancel_scope.cancel()
-        except Exception:  # a bug of ours: it costs this connection, and libp2p would end the host for it
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        except Exception:  # a bug of ours: it costs this connection
             log.exception("the connection to %s failed", self.peer)
         finally:
             self.abort("this node stopped")
 
     async def _read(self) -> None:
+        sock, machine = self._sock, self.mux
+        size = MIN_READ_BYTES
         try:
-            self._handle(self._early)
-            for plain in self._session.receive(b""):
-                self._handle(plain)
+            self._dispatch(machine.start(self._early))
+            self._ping(trio.current_time())
             while not self.is_closed:
-                data = await self._stream.receive_some(READ_BYTES)
-                self.heard = trio.current_time()
+                await trio.lowlevel.wait_readable(sock.fileno())
+                try:
+                    data = sock.recv(size)
+                except BlockingIOError:
+                    continue
                 if not data:
-                    self.abort("the other side closed the connection")
+                    self.abort(self.reason or "the other side closed the connection")
                     return
-                for plain in self._session.receive(data):
-                    self._handle(plain)
-                self._wake_writer()
+                if len(data) == size:
+                    size = min(2 * size, MAX_READ_BYTES)
+                elif len(data) * 4 < size:
+                    size = max(size // 2, MIN_READ_BYTES)
+                now = self.heard = trio.current_time()
+                self._pinged, self._spoke = None, False
+                self._traffic.received_bytes += len(data)
+                self._dispatch(machine.receive(data, now))
         except RemoteProtocolError as error:
             log.info("closing the connection to %s: %s", self.peer, error)
+            machine.go_away(BROKE_PROTOCOL)
+            with contextlib.suppress(OSError):
+                self._flush()
             self.abort(str(error))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.abort(f"the connection was lost ({error.__cause__ or error})")
+        except OSError as error:
+            self._lost(error)
+        except trio.ClosedResourceError:  # `abort` did it
+            return
 
     async def _write(self) -> None:
         try:
             while not self.is_closed:
-                if not self._mux.output_bytes:
-                    self._writing = False
-                    self._drain.unpark_all()
-                    await self._pending.park()
-                    continue
-                self._writing = True
-                sealed = self._session.encrypt(self._mux.take_output())
-                self._drain.unpark_all()
-                await self._stream.send_all(sealed)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.abort(f"the connection was lost ({error.__cause__ or error})")
+                if not self._flush():
+                    await trio.lowlevel.wait_writable(self._sock.fileno())
+                elif self.mux.output_bytes:
+                    await (
+                        trio.lowlevel.checkpoint()
+                    )  # a batch was taken: let others queue beside what is left
+                else:
+                    self._drained.unpark_all()
+                    await self._work()
+        except OSError as error:
+            self._lost(error)
+        except trio.ClosedResourceError:
+            return
 
-    def _handle(self, plain: bytes) -> None:
-        for event in self._mux.receive(plain):
-            if isinstance(event, yamux.WentAway):
-                log.debug("%s goes away with code %d", self.peer, event.code)
-                continue
-            if isinstance(event, yamux.Opened):
-                stream = self._streams[event.stream] = MuxedStream(self, event.stream)
-                try:
-                    self._send_accepted.send_nowait(stream)
-                except trio.WouldBlock:
-                    raise RemoteProtocolError("the peer opens and resets streams too fast") from None
-                continue
-            known = self._streams.get(event.stream)
-            if known is None:
-                continue
-            if isinstance(event, yamux.Received):
-                known.received(event.data)
-            elif isinstance(event, yamux.Ended):
-                known.ended()
-                self._forget_if_over(known)
-            elif isinstance(event, yamux.Writable):
-                known.window_opened()
-            else:
-                known.broke("the other side reset the stream")
-                del self._streams[event.stream]
+    async def _work(self) -> None:
+        """Wait until there is something to send."""
+        self._writer = trio.lowlevel.current_task()
 
-    # What streams ask for
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
 
-    def queue_data(self, stream: int, data: memoryview) -> int:
-        """Queue what the window takes of `data`; returns how many bytes."""
-        size = self._mux.send(stream, data)
-        self._wake_writer()
-        return size
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def queue_end(self, stream: MuxedStream) -> None:
-        """Say that a stream sends no more."""
-        if not self.is_closed:
-            self._mux.end(stream.stream_id)
-            self._forget_if_over(stream)
-            self._wake_writer()
+    def flush_soon(self) -> None:
+        """Let what was queued leave when the tasks of this pass have run."""
+        writer = self._writer
+        if writer is not None and self.mux.output_bytes:
+            self._writer = None
+            trio.lowlevel.reschedule(writer)
 
-    def _forget_if_over(self, stream: MuxedStream) -> None:
+    def _flush(self) -> bool:
+        """Send one batch; False when the socket is full. Raises OSError."""
+        if not self._sealed:
+            sealed, free = self.mux.take_output(self._batch)
+            for stream_id in free:
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.writable()
+            if not sealed:
+                return True
+            self._sealed = memoryview(sealed)
+        try:
+            sent = self._sock.send(self._sealed)
+        except BlockingIOError:
+            return False
+        self._spoke = True
+        self._traffic.sent_bytes += sent
+        if sent < len(self._sealed):
+            self._sealed = self._sealed[sent:]
+            self._batch = max(MIN_BATCH_BYTES, min(sent, self._batch))
+            return False
+        self._sealed = memoryview(b"")
+        if sent >= self._batch:
+            self._batch = min(2 * self._batch, MAX_BATCH_BYTES)
+        return True
+
+    def _dispatch(self, events: list[mux.Event]) -> None:
+        streams = self._streams
+        for kind, stream_id, value in events:
+            stream = streams.get(stream_id)
+            if stream is None:
+                if kind == mux.OPENED:
+                    stream = streams[stream_id] = MuxedStream(self, stream_id)
+                    self._traffic.streams_accepted += 1
+                    if self._owner is not None:
+                        self._owner.stream_opened(stream)
+                elif kind == mux.PONG and self._owner is not None:
+                    self._owner.ponged(self, value / 1e6)
+                elif kind == mux.WENT_AWAY:
+                    log.debug("%s goes away with code %d", self.peer, value)
+            elif kind == mux.READABLE:
+                stream.readable()
+            elif kind == mux.WRITABLE:
+                stream.writable()
+            elif kind == mux.ENDED:
+                stream.ended()
+                self.over(stream)
+            elif kind == mux.RESET:
+                del streams[stream_id]
+                stream.broke(
+                    "too much of this connection was left unread, and most of it here"
+                    if value
+                    else "the other side reset the stream"
+                )
+        self.flush_soon()
+
+    # Streams
+
+    def forget(self, stream: MuxedStream) -> None:
+        """Tell a stream nothing any more."""
+        self._streams.pop(stream.stream_id, None)
+
+    def over(self, stream: MuxedStream) -> None:
         """A stream that both sides ended has nothing to lose with the connection."""
         if stream.is_over:
-            self._streams.pop(stream.stream_id, None)
-
-    def queue_reset(self, stream: int) -> None:
-        if self._streams.pop(stream, None) is not None and not self.is_closed:
-            self._mux.reset(stream)
-            self._wake_writer()
-
-    def consumed(self, stream: int, size: int) -> None:
-        if not self.is_closed:
-            self._mux.consume(stream, size)
-            self._wake_writer()
-
-    def discard(self, stream: int) -> None:
-        self._streams.pop(stream, None)
-        if not self.is_closed:
-            self._mux.discard(stream)
-            self._wake_writer()
-
-    async def room(self) -> None:
-        """Wait while more than HIGH_WATER_BYTES wait to be sent; doesn't yield when there is room."""
-        while self._mux.output_bytes > HIGH_WATER_BYTES and not self.is_closed:
-            await self._drain.park()
-
-    def _wake_writer(self) -> None:
-        if self._mux.output_bytes:
-            self._pending.unpark_all()
-
-    # Opening and closing
-
-    async def open_stream(self) -> ForLibp2p:
-        """Open a stream; doesn't wait for the other side. Raises MuxedConnUnavailable, as libp2p expects."""
-        await trio.lowlevel.checkpoint()
-        try:
-            return ForLibp2p(self.open_now())
-        except StreamError as error:
-            raise MuxedConnUnavailable(str(error)) from error
+            self.forget(stream)
 
     def open_now(self) -> MuxedStream:
-        """Open a stream at once. Raises StreamError."""
+        """Open a stream at once, under no protocol yet. Raises StreamError."""
         if self.is_closed or self._closing:
             raise StreamError(f"the connection to {self.peer} is closed: {self.reason or 'by this side'}")
-        stream_id = self._mux.open()
+        stream_id = self.mux.open_stream()
         stream = self._streams[stream_id] = MuxedStream(self, stream_id)
-        self._wake_writer()
+        self._traffic.streams_opened += 1
+        self.flush_soon()
         return stream
 
     async def open(self, protocols: Sequence[str]) -> MuxedStream | None:
         """Open a stream under the first protocol that the peer speaks; None when it speaks none of them.
 
+        Returns at once, the proposal on its way, when the peer is known to speak one. Should it have changed its
+        mind, the first receive says so.
+
         Raises:
             StreamError: the connection is closed or was lost.
             RemoteProtocolError: the peer broke the negotiation.
         """
+        known = next((protocol for protocol in protocols if protocol in self.spoken), None)
         stream = self.open_now()
         agreed = False
         try:
-            protocol, early = await multistream.offer(stream, protocols)
-            if protocol is None:
-                return None
-            stream.unread(early)
-            stream.protocol = protocol
+            if known is not None:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                stream.propose(known)
+            else:
+                protocol, early = await multistream.offer(stream, protocols)
+                if protocol is None:
+                    return None
+                stream.unread(early)
+                stream.protocol = protocol
             agreed = True
             return stream
         finally:
             if not agreed:
                 stream.reset()
 
-    async def accept_stream(self) -> ForLibp2p:
-        """The next stream that the other side opens. Raises MuxedConnUnavailable at the end."""
-        try:
-            return ForLibp2p(await self._accepted.receive())
-        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-            raise MuxedConnUnavailable(self.reason or "closed") from error
+    # Life and death
+
+    def check(self, now: float) -> None:
+        """Ping when it is time, and end a connection whose other side is mute. Called every second or so."""
+        if self._pinged is not None:
+            if now - self._pinged >= PING_TIMEOUT_SECONDS:
+                self.abort(f"nothing came within {PING_TIMEOUT_SECONDS:g} seconds after a ping")
+            return
+        quiet = min(now - self.heard, now - self._last_ping)
+        if now - self._last_ping >= PING_INTERVAL_SECONDS or (self._spoke and quiet >= PING_SOONER_SECONDS):
+            self._ping(now)
+
+    def _ping(self, now: float) -> None:
+        self.mux.ping(now)
+        self._pinged = self._last_ping = now
+        self.flush_soon()
 
     async def close(self) -> None:
-        """End the connection: frames already queued get CLOSE_SECONDS to leave, streams break."""
-        if not self.is_closed and not self._closing and self.event_started.is_set():
+        """End the connection: what is queued gets CLOSE_SECONDS to leave and arrive, streams break."""
+        if not self.is_closed and not self._closing and self._owner is not None:
             self._closing = True
-            self._mux.go_away()
-            self._wake_writer()
+            self.reason = "closed by this side"
+            self.mux.go_away()
+            self.flush_soon()
             try:
                 with trio.move_on_after(CLOSE_SECONDS):
-                    while (self._mux.output_bytes or self._writing) and not self.is_closed:
-                        await self._drain.park()
+                    while (self.mux.output_bytes or self._sealed) and not self.is_closed:
+                        await self._drained.park()
+                    with contextlib.suppress(OSError):
+                        self._sock.shutdown(stdlib_socket.SHUT_WR)
+                    await self.ended.wait()  # their end: a close now could cut off what they have not read
             finally:
-                self.abort("closed by this side")
+                self.abort(self.reason)
         self.abort("closed by this side")
         await trio.lowlevel.checkpoint()
 
@@ -265,17 +329,18 @@ class MuxedConnection(IMuxedConn):
         if self.is_closed:
             return
         self.reason = reason
+        self.is_closed = True
         self.ended.set()
-        with contextlib.suppress(OSError):
-            self._stream.socket.close()
-        self._send_accepted.close()
+        sockets.close(self._sock)
         for stream in list(self._streams.values()):
             stream.lost(f"the connection to {self.peer} was lost: {reason}")
         self._streams.clear()
-        self._pending.unpark_all()
-        self._drain.unpark_all()
+        self._drained.unpark_all()
         for watcher in self._watchers:
             watcher(self)
+
+    def _lost(self, error: OSError) -> None:
+        self.abort(f"the connection was lost ({error.strerror or error})")
 
     def watch(self, watcher: Callable[[MuxedConnection], None]) -> None:
         """Call `watcher` when the connection ends; at once if it has."""
@@ -287,29 +352,9 @@ class MuxedConnection(IMuxedConn):
     @property
     def can_open(self) -> bool:
         """Whether new streams may be opened here."""
-        return not (self.is_closed or self._closing or self._mux.gone)
-
-    # libp2p's face
+        return not (self.is_closed or self._closing or self.mux.gone)
 
     @property
-    def is_initiator(self) -> bool:
-        return self._initiator
-
-    @property
-    def is_established(self) -> bool:
-        return self.event_started.is_set() and not self.is_closed
-
-    @property
-    def is_closed(self) -> bool:
-        return self.ended.is_set()
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        return [self.remote]
-
-    def get_connection_type(self) -> ConnectionType:
-        return ConnectionType.DIRECT
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        protocol = "ip6" if self.remote.protocols()[0].name == "ip6" else "ip4"
-        host, port = self.remote.value_for_protocol(protocol), self.remote.value_for_protocol("tcp")
-        return (str(host), int(port)) if host and port else None
+    def streams(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)

@@ -1,7 +1,8 @@
-"""A libp2p host as a `lattica.net.api.Host`: starts it, stops it, and keeps what it learns of its peers.
+"""A libp2p peer as a `lattica.net.api.Host`: starts it, stops it, and keeps what it learns of its peers.
 
-libp2p gives the protocols (multistream names, identify, ping, peer ids, multiaddrs, its table of handlers);
-connections and streams are our transport's. mDNS, UPnP, AutoNAT, bootstrap and the auto-connector are off.
+Connections, streams and the table of handlers are ours; of libp2p we use what goes over the wire (identify's and
+Noise's messages, kinds of keys). Its Swarm and BasicHost cost about 1 ms an inbound stream and two tasks a connection,
+and what they do beyond that is what `compat` would have to take away again.
 """
 
 from __future__ import annotations
@@ -11,42 +12,43 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
-from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.custom_types import TProtocol
-from libp2p.host.basic_host import BasicHost
-from libp2p.network.swarm import Swarm
-from libp2p.peer.id import ID
-from libp2p.peer.peerstore import PeerStore
-from libp2p.tools.anyio_service import background_trio_service
-from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from lattica.errors import (
     DialError,
     LocalProtocolError,
+    NetworkError,
+    RemoteProtocolError,
     StreamError,
     UnreachableError,
     single_error,
 )
 from lattica.ids import PeerId
-from lattica.net import compat
+from lattica.net import compat, identify, multistream
 from lattica.net.addresses import dialable, expanded, parsed, target
 from lattica.net.api import Peer, PeerListener, StreamHandler
 from lattica.net.attend import Attendant
-from lattica.net.connection import MuxedConnection
+from lattica.net.connection import MuxedConnection, Traffic
 from lattica.net.dial import SharedDial, first_of
 from lattica.net.identity import Identity
+from lattica.net.mux import WindowBudget
 from lattica.net.peers import PeerTable
-from lattica.net.stream import ForLibp2p, MuxedStream
+from lattica.net.stream import MuxedStream
+from lattica.net.traffic import count
 from lattica.net.transport import Transport
-from lattica.protocols import GATED_PREFIX, HANDSHAKE_TIMEOUT_SECONDS
+from lattica.protocols import (
+    GATED_PREFIX,
+    HANDSHAKE_TIMEOUT_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_PEER,
+    MAX_WINDOW_GROWTH_BYTES,
+)
+from lattica.telemetry import Metrics
 
 log = logging.getLogger("lattica.net")
 
 AGENT = "lattica/0.1.0"
-MAX_CONNECTIONS = 512  # a socket, two tasks and some buffers each
-MAX_CONNECTIONS_PER_PEER = 8  # two from dialling each other at once, some on their way out
+CHECK_SECONDS = 1.0  # between two looks at all connections: far below the limits of their pings
 CLOSE_SECONDS = 2.0  # for the last frames of all connections together, when the host stops
 
 Gate = Callable[[PeerId, str], bool]
@@ -61,100 +63,90 @@ async def open_host(
     agent: str = AGENT,
     gate: Gate | None = None,
     max_connections: int = MAX_CONNECTIONS,
-) -> AsyncIterator[Libp2pHost]:
+    max_connections_per_peer: int = MAX_CONNECTIONS_PER_PEER,
+    max_window_growth_bytes: int = MAX_WINDOW_GROWTH_BYTES,
+    metrics: Metrics | None = None,
+) -> AsyncIterator[MeshHost]:
     """Run a host for as long as the block runs.
 
     Args:
         listen: multiaddrs such as /ip4/0.0.0.0/tcp/4001; port 0 takes a free one. Empty: only dials.
         announce: what peers are told instead of the addresses that we listen on.
         agent: what peers are told that we run.
-        gate: asked with (peer, protocol) before a handler sees an inbound stream under /lattica/; False
-        resets
+        gate: asked with (peer, protocol) before a handler sees an inbound stream under /lattica/; False resets
             the stream. None lets everybody in. Must not wait.
+        max_connections, max_connections_per_peer: new ones beyond are closed, old ones stay.
+        max_window_growth_bytes: what the receive windows of all connections together may grow by.
+        metrics: where bytes, streams and connections are counted.
 
     Raises:
         ConfigError: an address is malformed, in use, or not this machine's.
     """
     compat.require_version()
     compat.quiet_loggers()
-    announced = [str(parsed(address)) for address in announce]
-    transport = Transport(identity)
+    traffic = Traffic()
+    transport = Transport(identity, windows=WindowBudget(max_window_growth_bytes), traffic=traffic)
     with single_error():
         try:
-            addresses = [parsed(address) for address in listen]
-            for address in addresses:
-                await transport.bind(address)
-            network = _network(identity, transport, max_connections)
-            async with background_trio_service(network):
-                if addresses:
-                    await network.listen(*addresses)
-                async with trio.open_nursery() as nursery:
-                    host = Libp2pHost(
-                        identity.peer_id,
-                        network,
-                        transport,
-                        nursery,
-                        announce=announced,
-                        agent=agent,
-                        gate=gate,
-                    )
+            announced = [str(parsed(address)) for address in announce]
+            for address in [parsed(address) for address in listen]:
+                transport.bind(address)
+            async with trio.open_nursery() as nursery:
+                host = MeshHost(
+                    identity.peer_id,
+                    transport,
+                    nursery,
+                    announce=announced,
+                    agent=agent,
+                    gate=gate,
+                    max_connections=max_connections,
+                    max_connections_per_peer=max_connections_per_peer,
+                )
+                nursery.start_soon(transport.serve, host.joined)
+                nursery.start_soon(host.keep)
+                with count(metrics, traffic, lambda: len(host.connections())):
                     try:
                         yield host
                     finally:
+                        transport.close()
                         with trio.CancelScope(shield=True):
-                            await host._close()
+                            await host.close()
                         nursery.cancel_scope.cancel()
         finally:
-            transport.close_bound()
+            transport.close()
 
 
-def _network(identity: Identity, transport: Transport, max_connections: int) -> Swarm:
-    keys = create_new_key_pair(identity.private_bytes)
-    own = ID(identity.peer_id.multihash)
-    store = PeerStore()
-    store.add_key_pair(own, keys)
-    network = Swarm(
-        own,
-        store,
-        TransportUpgrader({}, {}),  # nothing to upgrade: our transport hands out finished connections
-        transports=[transport],
-        connection_config=compat.connection_config(max_connections),
-    )
-    compat.no_auto_connector(network)
-    return network
-
-
-class Libp2pHost:
+class MeshHost:
     """Implements `lattica.net.api.Host`. Made by `open_host`."""
 
     def __init__(
         self,
         peer_id: PeerId,
-        network: Swarm,
         transport: Transport,
         nursery: trio.Nursery,
         *,
         announce: Sequence[str],
         agent: str,
         gate: Gate | None,
+        max_connections: int,
+        max_connections_per_peer: int,
     ) -> None:
         self._peer_id = peer_id
-        self._network = network
         self._transport = transport
         self._nursery = nursery
         self._announce = announce
+        self._bound = transport.bound
         self._gate = gate
+        self._max_connections = max_connections
+        self._max_connections_per_peer = max_connections_per_peer
         self._table = PeerTable()
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
+        self._count = 0
         self._dials: dict[PeerId, SharedDial[MuxedConnection]] = {}
+        self._handlers: dict[str, StreamHandler] = {}
         self._listeners: list[PeerListener] = []
-        self._libp2p = BasicHost(network)
-        for protocol in list(self._libp2p.get_mux().get_protocols()):  # ping and identify: ours instead
-            self._libp2p.remove_stream_handler(TProtocol(str(protocol)))
-        compat.stop_own_identify(self._libp2p)
-        compat.guard_streams(self._libp2p, self._may_pass)
+        self._closing = False
         self._attendant = Attendant(self, nursery, agent=agent)
-        network.register_notifee(_Joined(self._joined))
 
     # Who we are
 
@@ -172,15 +164,17 @@ class Libp2pHost:
         """The same without /p2p/: what identify tells."""
         if self._announce:
             return [address.removesuffix(f"/p2p/{self._peer_id}") for address in self._announce]
-        listeners = self._network.listeners.values()
-        return list(
-            dict.fromkeys(a for one in listeners for bound in one.get_addrs() for a in expanded(bound))
-        )
+        return list(dict.fromkeys(address for bound in self._bound for address in expanded(bound)))
 
     @property
     def protocols(self) -> list[str]:
         """Every protocol that we serve, libp2p's among them."""
-        return [str(protocol) for protocol in self._libp2p.get_mux().get_protocols() if protocol]
+        return list(self._handlers)
+
+    @property
+    def transport(self) -> Transport:
+        """What dials and listens for this host."""
+        return self._transport
 
     # Peers
 
@@ -249,11 +243,9 @@ class Libp2pHost:
 
         async def attempt(address: str) -> MuxedConnection:
             connection = await self._transport.connect(Multiaddr(f"{address}/p2p/{peer}"))
-            try:
-                await self._network.add_conn(connection, direction="outbound")
-            except BaseException:
-                connection.abort("not registered")
-                raise
+            self.joined(connection)
+            if connection.is_closed:
+                raise DialError(connection.reason)
             return connection
 
         try:
@@ -268,27 +260,41 @@ class Libp2pHost:
                 return connection
         return None
 
-    def _joined(self, connection: MuxedConnection) -> None:
+    def joined(self, connection: MuxedConnection) -> None:
+        """Take a connection that has proved who it is and run it, or close it when there are too many."""
         peer = connection.peer
-        several = self._connections.setdefault(peer, [])
-        if len(several) >= MAX_CONNECTIONS_PER_PEER:
-            connection.abort(f"more than {MAX_CONNECTIONS_PER_PEER} connections to one peer")
+        several = self._connections.get(peer, [])
+        if self._closing:
+            connection.abort("this node stops")
+        elif self._count >= self._max_connections:
+            connection.abort(f"more than {self._max_connections} connections")
+        elif len(several) >= self._max_connections_per_peer:
+            connection.abort(f"more than {self._max_connections_per_peer} connections to one peer")
+        if connection.is_closed:
+            log.info("closed a new connection of %s: %s", peer, connection.reason)
             return
         several.append(connection)
-        now = trio.current_time()
+        self._connections[peer] = several
+        self._count += 1
         if len(several) == 1:
             self._table.connected(
-                peer, address=str(connection.remote), inbound=not connection.is_initiator, now=now
+                peer,
+                address=str(connection.remote),
+                inbound=not connection.is_initiator,
+                now=trio.current_time(),
             )
             log.info("connected to %s at %s", peer, connection.remote)
             self._tell(peer, True)
+        connection.spoken = self._table.spoken(peer)
         connection.watch(self._left)
-        self._nursery.start_soon(self._attendant.attend, connection)
+        self._nursery.start_soon(connection.run, self)
+        self._nursery.start_soon(self._attendant.ask, connection)
 
     def _left(self, connection: MuxedConnection) -> None:
         peer = connection.peer
         several = self._connections[peer]
         several.remove(connection)
+        self._count -= 1
         if not several:
             del self._connections[peer]
             self._table.disconnected(peer, now=trio.current_time())
@@ -301,6 +307,31 @@ class Libp2pHost:
                 listener(peer, connected)
             except Exception:
                 log.exception("a listener of connections failed")
+
+    def identified(self, peer: PeerId, description: identify.Description) -> None:
+        """A peer said what it is."""
+        if self._table.is_connected(peer):
+            self._table.identified(
+                peer,
+                agent=description.agent,
+                protocols=description.protocols,
+                addresses=description.addresses,
+                now=trio.current_time(),
+            )
+            for connection in self.connections(peer):
+                connection.spoken = self._table.spoken(peer)
+
+    async def keep(self) -> None:
+        """Look after all connections: one timer for all of them."""
+        while True:
+            await trio.sleep(CHECK_SECONDS)
+            now = trio.current_time()
+            for connection in self.connections():
+                connection.check(now)
+
+    def ponged(self, connection: MuxedConnection, rtt: float) -> None:
+        """A connection's own ping came back."""
+        self._table.pinged(connection.peer, rtt, now=trio.current_time())
 
     # Streams
 
@@ -327,24 +358,52 @@ class Libp2pHost:
         return stream
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
-        if protocol in self.protocols:
+        if protocol in self._handlers:
             raise LocalProtocolError(f"{protocol} is served already")
-
-        async def for_libp2p(net_stream: INetStream) -> None:
-            muxed = net_stream.muxed_stream  # type: ignore[attr-defined]  # NetStream has it
-            assert isinstance(muxed, ForLibp2p)
-            await handler(muxed.stream)
-
-        self._libp2p.set_stream_handler(TProtocol(protocol), for_libp2p)
+        self._handlers[protocol] = handler
         if self._connections:
             self._attendant.changed()
 
     def unserve(self, protocol: str) -> None:
-        self._libp2p.remove_stream_handler(TProtocol(protocol))
+        self._handlers.pop(protocol, None)
         self._attendant.changed()
 
-    def _may_pass(self, peer: PeerId, protocol: str) -> bool:
-        return self._gate is None or not protocol.startswith(GATED_PREFIX) or self._gate(peer, protocol)
+    def stream_opened(self, stream: MuxedStream) -> None:
+        """A peer opened a stream: negotiate and handle it in a task of its own."""
+        self._nursery.start_soon(self._handle, stream)
+
+    async def _handle(self, stream: MuxedStream) -> None:
+        """Run a stream's handler; whatever that does, only this stream ends. Raises nothing but Cancelled."""
+        finished = False
+        try:
+            handler = await self._agree(stream)
+            if handler is not None:
+                await handler(stream)
+                finished = True
+        except (NetworkError, RemoteProtocolError, trio.TooSlowError) as error:
+            log.debug("a stream of %s ended: %s", stream.peer, error or type(error).__name__)
+        except Exception:
+            log.exception("the handler of %s failed on a stream of %s", stream.protocol, stream.peer)
+        finally:
+            if finished:
+                stream.close()
+            else:
+                stream.reset()
+
+    async def _agree(self, stream: MuxedStream) -> StreamHandler | None:
+        """What handles the protocol that the peer chose; None when the gate refused."""
+        with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
+            protocol, early = await multistream.answer(stream, self._handlers)
+        stream.unread(early)
+        stream.protocol = protocol
+        if (
+            self._gate is not None
+            and protocol.startswith(GATED_PREFIX)
+            and not self._gate(stream.peer, protocol)
+        ):
+            log.info("refused a stream of %s under %s", stream.peer, protocol)
+            return None
+        return self._handlers.get(protocol)  # None: unserved while the peer was choosing
 
     async def ping(self, peer: PeerId) -> float:
         rtt = await self._attendant.ping(await self._connection(peer))
@@ -352,33 +411,12 @@ class Libp2pHost:
             raise StreamError(f"{peer} does not speak ping")
         return rtt
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Close all connections; called by `open_host`."""
+        self._closing = True
         with trio.move_on_after(CLOSE_SECONDS):
             async with trio.open_nursery() as nursery:
                 for connection in self.connections():
                     nursery.start_soon(connection.close)
         for connection in self.connections():
             connection.abort("this node stopped")
-        await self._libp2p.close()
-
-
-class _Joined(INotifee):
-    """Tells of each connection that libp2p has registered."""
-
-    def __init__(self, joined: Callable[[MuxedConnection], None]) -> None:
-        self._joined = joined
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:
-        assert isinstance(conn.muxed_conn, MuxedConnection), "only our transport is registered"
-        self._joined(conn.muxed_conn)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        """The connection itself tells, 100 ms earlier (swarm_connection.py:201)."""
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...

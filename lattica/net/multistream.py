@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Protocol
 
-from lattica.errors import RemoteProtocolError
+from lattica.errors import RemoteProtocolError, StreamError
 
 GREETING = "/multistream/1.0.0"
 REFUSAL = "na"
@@ -101,6 +101,39 @@ async def offer(pipe: Pipe, protocols: Sequence[str]) -> tuple[str | None, bytes
     return None, b""
 
 
+class LazyOffer:
+    """One proposal whose answer nobody waits for: the data follows it at once.
+
+    For a protocol that the other side is known to speak.
+    """
+
+    def __init__(self, protocol: str) -> None:
+        self.proposal = encode(GREETING, protocol)
+        self._protocol = protocol
+        self._greeted = False
+        self._reader = MessageReader()
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes that arrived; None until the answer is whole, then the bytes that follow it.
+
+        Raises:
+            StreamError: the other side does not speak the protocol after all.
+            RemoteProtocolError: it does not speak multistream-select.
+        """
+        self._reader.feed(data)
+        while (message := self._reader.next_message()) is not None:
+            if not self._greeted:
+                _check_greeting(message)
+                self._greeted = True
+            elif message == self._protocol:
+                return bytes(self._reader.rest)
+            elif message == REFUSAL:
+                raise StreamError(f"does not speak {self._protocol}")
+            else:
+                raise RemoteProtocolError(f"offered {self._protocol}, answered {message[:80]!r}")
+        return None
+
+
 async def answer(pipe: Pipe, supported: Container[str]) -> tuple[str, bytes]:
     """Let the other side choose one of `supported`.
 
@@ -122,7 +155,10 @@ async def answer(pipe: Pipe, supported: Container[str]) -> tuple[str, bytes]:
 
 
 async def _expect_greeting(pipe: Pipe, reader: MessageReader) -> None:
-    greeting = await _message(pipe, reader)
+    _check_greeting(await _message(pipe, reader))
+
+
+def _check_greeting(greeting: str) -> None:
     if greeting != GREETING:
         raise RemoteProtocolError(f"expected {GREETING}, got {greeting[:80]!r}")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from lattica.ids import PeerId
 from lattica.net.api import Path, Peer
+from lattica.protocols import MAX_PEERS_KNOWN
 
-MAX_KNOWN = 4096  # peers whose addresses are kept, connected ones not counted
 MAX_ADDRESSES = 16  # kept per peer, the newest; as many as one dial tries
 RTT_WEIGHT = 1 / 8  # of a new sample: RFC 6298, section 2
 
@@ -97,6 +97,11 @@ class PeerTable:
             if entry.connected
         ]
 
+    def spoken(self, peer: PeerId) -> frozenset[str]:
+        """The protocols that a connected peer says it speaks."""
+        entry = self._entries.get(peer)
+        return frozenset(entry.peer.protocols) if entry is not None and entry.connected else frozenset()
+
     def is_connected(self, peer: PeerId) -> bool:
         """Whether a peer has a connection now."""
         entry = self._entries.get(peer)
@@ -109,8 +114,8 @@ class PeerTable:
         return entry
 
     def _make_room(self) -> None:
-        if len(self._entries) <= MAX_KNOWN:
+        if len(self._entries) <= MAX_PEERS_KNOWN:
             return
         spare = [peer for peer, entry in self._entries.items() if not entry.connected]
-        for peer in spare[: max(0, len(spare) - MAX_KNOWN)]:
+        for peer in spare[: max(0, len(spare) - MAX_PEERS_KNOWN)]:
             del self._entries[peer]

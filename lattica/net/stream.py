@@ -1,113 +1,215 @@
-"""One stream of a connection: ours for the project, and a face of it that libp2p's code takes.
+"""One stream of a connection, as `lattica.net.api.Stream`.
 
-Every way in which a stream can fail is a StreamError here: reset by either side, closed by this one, its
-connection lost. libp2p's own exceptions stay inside `ForLibp2p`.
+What arrived and what waits to be sent stand in the connection's mux; a stream keeps who waits for it. Every way in
+which it can fail is a StreamError: reset by either side, closed by this one, its connection lost, the protocol
+refused. Sending and receiving check for cancellation and yield to other tasks only when they have to wait: a pass
+through the scheduler costs more than a small message.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
-from libp2p.abc import IMuxedStream
-from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
 
-from lattica.errors import LocalProtocolError, StreamError
+from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
 from lattica.ids import PeerId
+from lattica.net.multistream import LazyOffer
 
 if TYPE_CHECKING:
     from lattica.net.connection import MuxedConnection
 
+log = logging.getLogger("lattica.net.stream")
+
+READ_BYTES = 1 << 20  # one read takes what has arrived, up to this
+
 
 class MuxedStream:
-    """A `lattica.net.api.Stream`. `protocol` is empty until the two sides have agreed on one."""
+    """`protocol` is empty until the two sides have agreed on one. One task may read and one may send at a time."""
+
+    __slots__ = (
+        "_broken_off",
+        "_ended",
+        "_error",
+        "_front",
+        "_mux",
+        "_offer",
+        "_on_break",
+        "_reader",
+        "_sent_eof",
+        "_writer",
+        "connection",
+        "protocol",
+        "stream_id",
+    )
 
     def __init__(self, connection: MuxedConnection, stream_id: int) -> None:
         self.protocol = ""
         self.connection = connection
         self.stream_id = stream_id
-        self._buffer: deque[bytes | memoryview] = deque()
+        self._mux = connection.mux
+        self._front = b""  # what a negotiation read too much
+        self._offer: LazyOffer | None = None  # whose answer has not come yet
         self._ended = False  # by the other side
         self._sent_eof = False
-        self._broken_off = False
+        self._broken_off = False  # what has arrived counts no more
         self._error: str | None = None
-        self._readable = trio.lowlevel.ParkingLot()
-        self._writable = trio.lowlevel.ParkingLot()
+        self._reader: trio.lowlevel.Task | None = None
+        self._writer: trio.lowlevel.Task | None = None
+        self._on_break: Callable[[], None] | None = None
 
     @property
     def peer(self) -> PeerId:
         """Who is at the other end."""
         return self.connection.peer
 
+    # Receiving
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As `lattica.net.api.Stream.receive_some`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._buffer:
-            if self._ended and not self._broken_off:
-                return b""
-            if self._error is not None:
-                raise StreamError(self._error)
-            await self._readable.park()
-        piece = self._buffer.popleft()
-        if max_bytes is not None and len(piece) > max_bytes:
-            view = memoryview(piece)
-            self._buffer.appendleft(view[max_bytes:])
-            piece = view[:max_bytes]
-        self.connection.consumed(self.stream_id, len(piece))
-        return bytes(piece)
+        while (data := self.receive_nowait(max_bytes)) is None:
+            await self._arrival()
+        return data
+
+    def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:
+        """As `lattica.net.api.Stream.receive_nowait`."""
+        if max_bytes is None:
+            max_bytes = READ_BYTES
+        if self._offer is not None:
+            self._hear_answer()
+        if not self._broken_off:
+            if self._front:
+                data, self._front = self._front[:max_bytes], self._front[max_bytes:]
+                return data
+            data = self._mux.read(self.stream_id, max_bytes)
+            if data:
+                self.connection.flush_soon()  # the credit for it
+                return data
+        return self._nothing()
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """As `lattica.net.api.Stream.receive_into`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            if self._offer is None and not self._front and not self._broken_off:
+                size = self._mux.read_into(self.stream_id, buffer)
+                if size:
+                    self.connection.flush_soon()
+                    return size
+            data = self.receive_nowait(len(buffer))
+            if data is not None:
+                buffer[: len(data)] = data
+                return len(data)
+            await self._arrival()
+
+    def _nothing(self) -> bytes | None:
+        """What it means that no bytes are here. Raises StreamError."""
+        if self._ended and not self._broken_off and self._offer is None:
+            return b""
+        if self._error is not None:
+            raise StreamError(self._error)
+        return None
+
+    async def _arrival(self) -> None:
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task reads from this stream")
+        self._reader = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._reader = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     def unread(self, data: bytes) -> None:
         """Put bytes back in front: what a negotiation read too much."""
-        if data:
-            self._buffer.appendleft(data)
-            self.connection.consumed(self.stream_id, -len(data))
+        self._front = data + self._front
+
+    # Sending
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """As `lattica.net.api.Stream.send_all`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        rest = memoryview(data).cast("B")
-        self._check_sendable()
-        while rest:
-            await self.connection.room()  # and nobody else runs until the bytes are queued
+        if self._writer is not None:
+            raise trio.BusyResourceError("another task sends on this stream")
+        if type(data) is not bytes:
+            data = memoryview(data).cast("B")
+        while data:
             self._check_sendable()
-            size = self.connection.queue_data(self.stream_id, rest)
-            rest = rest[size:]
-            if not size:
-                await self._writable.park()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+            taken = self._mux.send(self.stream_id, data)
+            self.connection.flush_soon()
+            if taken == len(data):
+                return
+            data = memoryview(data)[taken:]
+            await self._room()
+        self._check_sendable()
+
+    def send_nowait(self, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """As `lattica.net.api.Stream.send_nowait`."""
+        self._check_sendable()
+        if self._writer is not None or not self._mux.send_all_or_nothing(self.stream_id, parts):
+            return False
+        self.connection.flush_soon()
+        return True
+
+    async def _room(self) -> None:
+        self._writer = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     async def send_eof(self) -> None:
         """As `lattica.net.api.Stream.send_eof`."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._check_sendable()
-        self._sent_eof = True
-        self.connection.queue_end(self)
-
-    async def aclose(self) -> None:
-        """As `lattica.net.api.Stream.aclose`."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def reset(self) -> None:
-        """As `lattica.net.api.Stream.reset`."""
-        self.connection.queue_reset(self.stream_id)
-        self.broke("the stream was reset by this side")
-
-    def close(self) -> None:
-        """As `aclose`, without its checkpoint."""
-        if self._error is None:
-            if not self._sent_eof:
-                self._sent_eof = True
-                self.connection.queue_end(self)
-            self.connection.discard(self.stream_id)
-            self.broke("the stream was closed by this side")
+        self._end()
 
     def _check_sendable(self) -> None:
         if self._error is not None:
             raise StreamError(self._error)
         if self._sent_eof:
             raise LocalProtocolError("nothing can be sent on a stream after send_eof")
+
+    def _end(self) -> None:
+        if not self._sent_eof:
+            self._sent_eof = True
+            self._mux.end(self.stream_id)
+            self.connection.over(self)
+            self.connection.flush_soon()
+
+    # Closing
+
+    async def aclose(self) -> None:
+        """As `lattica.net.api.Stream.aclose`."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """As `aclose`, without its checkpoint."""
+        if self._error is None:
+            self._end()
+            self._mux.discard(self.stream_id)
+            self._leave("the stream was closed by this side")
+
+    def reset(self) -> None:
+        """As `lattica.net.api.Stream.reset`."""
+        if self._error is None:
+            self._mux.reset(self.stream_id)
+        self._leave("the stream was reset by this side")
+
+    def _leave(self, reason: str) -> None:
+        self._on_break = None  # that is for what others do
+        self._broken_off = True
+        self._front = b""
+        self.connection.forget(self)
+        self.connection.flush_soon()
+        self._fail(reason)
 
     @property
     def is_open(self) -> bool:
@@ -119,84 +221,81 @@ class MuxedStream:
         """Whether both sides ended the stream."""
         return self._ended and self._sent_eof
 
+    def on_break(self, callback: Callable[[], None] | None) -> None:
+        """As `lattica.net.api.Stream.on_break`."""
+        self._on_break = callback
+        if self._error is not None:
+            self._call_back()
+
+    # Agreeing on the protocol
+
+    def propose(self, protocol: str) -> None:
+        """Offer a protocol that the other side is known to speak; nobody waits for the answer until a read."""
+        self._offer = LazyOffer(protocol)
+        self.protocol = protocol
+        if self._mux.send(self.stream_id, self._offer.proposal) < len(self._offer.proposal):
+            raise StreamError("the connection has no room for another stream now")  # over 1 MiB waits already
+        self.connection.flush_soon()
+
+    def _hear_answer(self) -> None:
+        assert self._offer is not None
+        data = self._mux.read(self.stream_id, READ_BYTES)
+        if not data:
+            if self._ended and self._error is None:
+                self.reset()
+                self._error = f"{self.peer} ended a stream before it agreed on {self.protocol}"
+            return
+        try:
+            rest = self._offer.feed(data)
+        except (StreamError, RemoteProtocolError) as error:
+            self._offer = None
+            self.reset()
+            self._error = str(error) if isinstance(error, RemoteProtocolError) else f"{self.peer} {error}"
+            return
+        if rest is not None:
+            self._offer = None
+            self._front = rest
+
     # What the connection tells
 
-    def received(self, data: bytes) -> None:
-        self._buffer.append(data)
-        self._readable.unpark_all()
+    def readable(self) -> None:
+        """Bytes came, or will come no more."""
+        task, self._reader = self._reader, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     def ended(self) -> None:
+        """The other side sends no more."""
         self._ended = True
-        self._readable.unpark_all()
+        self.readable()
 
-    def window_opened(self) -> None:
-        self._writable.unpark_all()
+    def writable(self) -> None:
+        """There is room again."""
+        task, self._writer = self._writer, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     def broke(self, reason: str) -> None:
-        """The stream was reset or closed: what was not read is dropped."""
+        """The stream was reset: what was not read is dropped."""
         self._broken_off = True
-        self._buffer.clear()
+        self._front = b""
         self.lost(reason)
 
     def lost(self, reason: str) -> None:
         """The connection ended: what arrived before can still be read."""
+        self._fail(reason)
+        self._call_back()
+
+    def _fail(self, reason: str) -> None:
         if self._error is None:
             self._error = reason
-        self._readable.unpark_all()
-        self._writable.unpark_all()
+        self.readable()
+        self.writable()
 
-
-class ForLibp2p(IMuxedStream):
-    """The same stream as libp2p's code wants it."""
-
-    muxed_conn: MuxedConnection
-
-    def __init__(self, stream: MuxedStream) -> None:
-        self.stream = stream
-        self.muxed_conn = stream.connection
-
-    async def read(self, n: int | None = None) -> bytes:
-        """At most `n` bytes. Raises MuxedStreamEOF after the other side's end, MuxedStreamReset."""
-        if n == 0:
-            return b""
-        try:
-            data = await self.stream.receive_some(None if n is None or n < 0 else n)
-        except StreamError as error:
-            raise MuxedStreamReset(str(error)) from error
-        if not data:
-            raise MuxedStreamEOF("the other side ended the stream")
-        return data
-
-    async def write(self, data: bytes) -> None:
-        """Send everything. Raises MuxedStreamReset, MuxedStreamClosed."""
-        try:
-            await self.stream.send_all(data)
-        except StreamError as error:
-            raise MuxedStreamReset(str(error)) from error
-        except LocalProtocolError as error:
-            raise MuxedStreamClosed(str(error)) from error
-
-    async def close_write(self) -> None:
-        """End our direction."""
-        if self.stream.is_open:
-            await self.stream.send_eof()
-
-    async def close(self) -> None:
-        """End our direction only: libp2p's code closes before it has read what it waits for."""
-        await self.close_write()
-
-    async def reset(self) -> None:
-        """Break the stream off; of a lost connection what arrived can still be read (libp2p resets all then)."""
-        if not self.muxed_conn.is_closed:
-            self.stream.reset()
-        await trio.lowlevel.checkpoint()
-
-    def set_deadline(self, ttl: int) -> None:
-        """Not supported: trio's cancel scopes do this."""
-        raise NotImplementedError("use a trio cancel scope")
-
-    async def __aenter__(self) -> ForLibp2p:
-        return self
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self.muxed_conn.get_remote_address()
+    def _call_back(self) -> None:
+        callback, self._on_break = self._on_break, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:  # its bug must not end the connection, which is in the middle of something
+                log.exception("what a stream was told to call when it breaks failed")

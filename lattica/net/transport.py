@@ -1,7 +1,7 @@
-"""TCP, Noise and Yamux as one libp2p transport: dials and listens, and hands out finished connections.
+"""TCP, Noise and Yamux: dials and listens, and hands out finished connections.
 
-What an accepted socket may cost before it has proved who it is has bounds: a time limit, a number of
-handshakes at once (the oldest makes room), and a length for every message.
+What an accepted socket may cost before it has proved who it is has bounds: a time limit, a number of handshakes at
+once (the oldest of the address that holds most makes room), and a length for every message.
 """
 
 from __future__ import annotations
@@ -9,46 +9,53 @@ from __future__ import annotations
 import errno
 import logging
 import socket as stdlib_socket
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 import trio
-from libp2p.abc import IListener, IRawConnection, ITransport
-from libp2p.custom_types import THandler
-from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
-from lattica.errors import ConfigError, RemoteProtocolError
+from lattica.errors import ConfigError, DialError, RemoteProtocolError
 from lattica.ids import PeerId
-from lattica.net import multistream, yamux
+from lattica.net import multistream, sockets, yamux
 from lattica.net.addresses import address_of, host_and_port
-from lattica.net.connection import MuxedConnection
+from lattica.net.connection import MuxedConnection, Traffic
 from lattica.net.identity import Identity
+from lattica.net.mux import Mux, WindowBudget, make_mux
 from lattica.net.noise import PROTOCOL as NOISE
-from lattica.net.noise import NoiseHandshake, NoiseSession, Secured
-from lattica.protocols import DIAL_TIMEOUT_SECONDS, HANDSHAKE_TIMEOUT_SECONDS
+from lattica.net.noise import NoiseHandshake
+from lattica.protocols import (
+    CONNECT_TIMEOUT_SECONDS,
+    DIAL_TIMEOUT_SECONDS,
+    HANDSHAKE_TIMEOUT_SECONDS,
+    MAX_HANDSHAKES,
+)
 
 log = logging.getLogger("lattica.net.transport")
 
-MAX_HANDSHAKES = 64  # unproven inbound sockets at once: each may hold a few KiB and a task
-BACKLOG = 256  # sockets that the kernel accepts for us
-HANDSHAKE_READ_BYTES = 16 * 1024
+HANDSHAKE_READ_BYTES: Final = 16 * 1024
+ACCEPTS_AT_ONCE: Final = 64  # before other tasks get a turn
+ACCEPT_PAUSE_SECONDS: Final = 0.5  # when this machine has nothing to accept a connection with
+OUT_OF = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # files, files, memory, memory
+
+Joined = Callable[[MuxedConnection], None]
 
 
-class Transport(ITransport):
-    """Dials and listens for one identity. Listening sockets are bound by `bind`, before libp2p knows of
-    them.
-    """
+class Transport:
+    """Dials and listens for one identity."""
 
-    provides_native_muxing = True
-
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, *, windows: WindowBudget, traffic: Traffic | None = None) -> None:
         self._identity = identity
-        self._bound: dict[str, list[trio.SocketListener]] = {}
+        self._windows = windows
+        self._traffic = traffic or Traffic()
+        self._listeners: list[stdlib_socket.socket] = []
+        self._handshakes: dict[trio.CancelScope, str] = {}  # and who it is with, oldest first
 
-    async def bind(self, address: Multiaddr) -> None:
-        """Open the listening socket of `address`, so that listening on it can't fail any more.
+    # Listening
+
+    def bind(self, address: Multiaddr) -> None:
+        """Open the listening socket of `address`; `serve` accepts on it.
 
         Raises:
             ConfigError: the address is not ours to use, in use, or not of a kind that we listen on.
@@ -58,228 +65,218 @@ class Transport(ITransport):
             raise ConfigError(
                 f"cannot listen on {address}: name an IP address, such as /ip4/0.0.0.0/tcp/{port}"
             )
-        sock = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
         try:
-            sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
-            if family == stdlib_socket.AF_INET6:
-                sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
-            await sock.bind((host, port))
-            sock.listen(BACKLOG)
+            self._listeners.append(sockets.listening(host, port, family))
         except OSError as error:
-            sock.close()
             raise ConfigError(f"cannot listen on {address}: {_advice(error)}") from error
-        except BaseException:
-            sock.close()
-            raise
-        self._bound.setdefault(str(address), []).append(trio.SocketListener(sock))
 
-    def take_bound(self, address: Multiaddr) -> Sequence[trio.SocketListener]:
-        """The sockets that `bind` opened for an address; the caller owns them now."""
-        return self._bound.pop(str(address), [])
+    @property
+    def bound(self) -> list[Multiaddr]:
+        """What we listen on, with the ports that were taken."""
+        return [address_of(sock.getsockname()) for sock in self._listeners]
 
-    def close_bound(self) -> None:
-        """Close the sockets that nobody took."""
-        for listeners in self._bound.values():
-            for listener in listeners:
-                listener.socket.close()
-        self._bound.clear()
+    async def serve(self, joined: Joined) -> None:
+        """Accept on all sockets; call `joined` with each connection that has proved who it is. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for sock in self._listeners:
+                nursery.start_soon(self._accept, sock, joined, nursery)
 
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        """Connect, prove identities, agree on the muxer: a connection that is ready to start.
+    def close(self) -> None:
+        """Stop listening."""
+        for sock in self._listeners:
+            sockets.close(sock)
+        self._listeners.clear()
+
+    async def _accept(self, listener: stdlib_socket.socket, joined: Joined, nursery: trio.Nursery) -> None:
+        while listener.fileno() >= 0:
+            try:
+                await trio.lowlevel.wait_readable(listener.fileno())
+            except trio.ClosedResourceError:
+                return
+            for _ in range(ACCEPTS_AT_ONCE):
+                try:
+                    sock, name = listener.accept()
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if (
+                        error.errno not in OUT_OF
+                    ):  # the client left again, or a firewall forbids it (accept(2))
+                        continue
+                    log.warning("cannot accept connections for now: %s", error.strerror)
+                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                    break
+                sock.setblocking(False)
+                nursery.start_soon(self._prove, sock, name, joined)
+
+    async def _prove(self, sock: stdlib_socket.socket, name: tuple[str, int], joined: Joined) -> None:
+        """Find out who dialled. Raises nothing but Cancelled."""
+        connection = None
+        try:
+            with self._place(name[0]), trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
+                sockets.tune(sock)
+                connection = await self._secure(sock, None)
+        except (RemoteProtocolError, trio.TooSlowError, OSError) as error:
+            log.debug("the handshake with %s failed: %s", name[0], error or type(error).__name__)
+        except Exception:  # a bug of ours must not become everybody's
+            log.exception("the handshake with %s failed", name[0])
+        finally:
+            if connection is None:
+                sockets.close(sock)
+        if connection is not None:
+            joined(connection)
+
+    def _place(self, host: str) -> _Place:
+        """A place among the handshakes; whoever is pushed out of it is cancelled, and goes on behind the block."""
+        place = _Place(self._handshakes, host)
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            crowd = Counter(self._handshakes.values()).most_common(1)[0][0]
+            oldest = next(scope for scope, other in self._handshakes.items() if other == crowd)
+            del self._handshakes[oldest]
+            oldest.cancel()
+        return place
+
+    # Dialling
+
+    async def connect(self, address: Multiaddr, *, from_listen_port: bool = False) -> MuxedConnection:
+        """Connect, prove identities, agree on the muxer: a connection that is ready to run.
 
         The address must end in /p2p/ID, and who answers must be that peer.
 
-        Raises:
-            OpenConnectionError: what went wrong, for people.
-        """
-        connection: Any = await self.connect(maddr)  # libp2p takes an IMuxedConn here and says so nowhere
-        return connection  # type: ignore[no-any-return]
+        Args:
+            from_listen_port: dial from a port that we listen on, so that a NAT shows the peer the same address
+                that others dial: hole punching needs it.
 
-    async def connect(self, address: Multiaddr) -> MuxedConnection:
-        """As `dial`, with its true type."""
+        Raises:
+            DialError: what went wrong, for people.
+        """
         expected = PeerId.parse(address.value_for_protocol("p2p") or "")
         try:
             with trio.fail_after(DIAL_TIMEOUT_SECONDS):
-                stream = await _open(address)
+                sock = await self._open(address, from_listen_port=from_listen_port)
                 try:
-                    return await _secure(stream, self._identity, expected)
+                    return await self._secure(sock, expected)
                 except BaseException:
-                    stream.socket.close()
+                    sockets.close(sock)
                     raise
         except trio.TooSlowError as error:
-            raise OpenConnectionError(f"no answer within {DIAL_TIMEOUT_SECONDS:g} seconds") from error
+            raise DialError(f"no answer within {DIAL_TIMEOUT_SECONDS:g} seconds") from error
         except (RemoteProtocolError, ValueError) as error:
-            raise OpenConnectionError(str(error)) from error
+            raise DialError(str(error)) from error
         except OSError as error:
-            raise OpenConnectionError(_reason(error)) from error
-        except trio.BrokenResourceError as error:
-            raise OpenConnectionError("the other side closed the connection during the handshake") from error
+            raise DialError(error.strerror or str(error)) from error
 
-    def create_listener(self, handler_function: THandler) -> IListener:
-        return Listener(self, self._identity, handler_function)
+    async def _open(self, address: Multiaddr, *, from_listen_port: bool) -> stdlib_socket.socket:
+        """A TCP connection to the first of the name's addresses that answers. Raises OSError, DialError."""
+        name, port, _ = host_and_port(address)
+        family = {"4": stdlib_socket.AF_INET, "6": stdlib_socket.AF_INET6}.get(
+            address.protocols()[0].name[-1], 0
+        )
+        found = await trio.socket.getaddrinfo(name, port, family, stdlib_socket.SOCK_STREAM)
+        failure: Exception = DialError(f"{name} has no address")
+        for kind, _, _, _, target in found:
+            host = str(target[0])
+            source = None
+            if from_listen_port:
+                source = sockets.dialling_from(self._listeners, host, kind)
+                if source is None:
+                    failure = DialError(f"this node listens on no address from which it could dial {host}")
+                    continue
+            try:
+                with trio.fail_after(CONNECT_TIMEOUT_SECONDS):
+                    return await sockets.connected(host, port, kind, source=source)
+            except trio.TooSlowError:
+                failure = DialError(f"no answer within {CONNECT_TIMEOUT_SECONDS:g} seconds")
+            except OSError as error:
+                failure = error
+        raise failure
 
-    def can_dial(self, maddr: Multiaddr) -> bool:
-        names = [protocol.name for protocol in maddr.protocols()]
-        return names[1:2] == ["tcp"] and names[2:] in ([], ["p2p"])
+    # Both
 
-    def can_listen(self, maddr: Multiaddr) -> bool:
-        return self.can_dial(maddr)
+    async def _secure(self, sock: stdlib_socket.socket, expected: PeerId | None) -> MuxedConnection:
+        """Negotiate /noise, shake hands, negotiate /yamux/1.0.0 inside; `expected` None: we were dialled."""
+        initiator = expected is not None
+        pipe = sockets.Pipe(sock)
+        if initiator:
+            chosen, early = await multistream.offer(pipe, [NOISE])
+            if chosen is None:
+                raise RemoteProtocolError(f"the other side does not speak {NOISE}")
+        else:
+            _, early = await multistream.answer(pipe, {NOISE})
+        handshake = NoiseHandshake(self._identity, initiator=initiator, expected=expected)
+        if initiator:
+            await pipe.send_all(handshake.start())
+        reply = handshake.receive(early)
+        while True:
+            if reply:
+                await pipe.send_all(reply)
+            if handshake.result is not None:
+                break
+            data = await pipe.receive_some(HANDSHAKE_READ_BYTES)
+            if not data:
+                raise RemoteProtocolError("the other side closed the connection during the handshake")
+            reply = handshake.receive(data)
+        secured = handshake.result
+        machine = make_mux(
+            initiator=initiator,
+            send_key=secured.send_key,
+            receive_key=secured.receive_key,
+            windows=self._windows,
+        )
+        sealed = _SealedPipe(pipe, machine, secured.early)
+        if initiator:
+            chosen, early = await multistream.offer(sealed, [yamux.PROTOCOL])
+            if chosen is None:
+                raise RemoteProtocolError(f"the other side does not speak {yamux.PROTOCOL}")
+        else:
+            _, early = await multistream.answer(sealed, {yamux.PROTOCOL})
+        return MuxedConnection(
+            sock,
+            machine,
+            peer=secured.peer,
+            initiator=initiator,
+            early=early,
+            remote=address_of(sock.getpeername()),
+            traffic=self._traffic,
+        )
 
-    def protocols(self) -> list[str]:
-        return ["tcp"]
 
+class _Place:
+    """One handshake's place among those that run, for the time of a block."""
 
-class Listener(IListener):
-    """Accepts on sockets that the transport bound, and hands each proven connection to libp2p."""
-
-    background_nursery: trio.Nursery  # libp2p sets it before it calls `listen`
-
-    def __init__(self, transport: Transport, identity: Identity, handler: THandler) -> None:
-        self._transport = transport
-        self._identity = identity
-        self._handler = handler
+    def __init__(self, places: dict[trio.CancelScope, str], host: str) -> None:
+        self._places = places
+        self._host = host
         self._scope = trio.CancelScope()
-        self._listeners: list[trio.SocketListener] = []
-        self._handshakes: OrderedDict[trio.CancelScope, None] = OrderedDict()
 
-    async def listen(self, maddr: Multiaddr) -> None:
-        self._listeners.extend(self._transport.take_bound(maddr))
-        await self.background_nursery.start(self._serve)
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        self._places[self._scope] = self._host
 
-    async def _serve(self, task_status: Any) -> None:
-        with self._scope:
-            await trio.serve_listeners(self._accepted, self._listeners, task_status=task_status)
-
-    def get_addrs(self) -> tuple[Multiaddr, ...]:
-        return tuple(address_of(listener.socket.getsockname()) for listener in self._listeners)
-
-    async def close(self) -> None:
-        self._scope.cancel()
-        for listener in self._listeners:
-            listener.socket.close()
-        self._listeners.clear()
-        await trio.lowlevel.checkpoint()
-
-    async def _accepted(self, stream: trio.SocketStream) -> None:
-        """Prove who dialled, and stay until the connection ends: libp2p's slot is freed with this task."""
-        try:
-            connection = await self._handshake(stream)
-        except (RemoteProtocolError, trio.BrokenResourceError, trio.TooSlowError, OSError) as error:
-            log.debug("an inbound handshake failed: %s", error or type(error).__name__)
-            stream.socket.close()
-            return
-        except Exception:  # a bug of ours must not become everybody's
-            log.exception("an inbound handshake failed")
-            stream.socket.close()
-            return
-        except BaseException:
-            stream.socket.close()
-            raise
-        if connection is None:
-            stream.socket.close()
-            return
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._handler, connection)
-                await connection.ended.wait()
-                nursery.cancel_scope.cancel()
-        except Exception:  # libp2p's registration: its failure costs this connection and nothing else
-            log.exception("could not register the connection from %s", connection.peer)
-        finally:
-            connection.abort("this node stopped")
-
-    async def _handshake(self, stream: trio.SocketStream) -> MuxedConnection | None:
-        """A proven connection; None when it had to make room for newer ones."""
-        scope = trio.CancelScope()
-        self._handshakes[scope] = None
-        if len(self._handshakes) > MAX_HANDSHAKES:
-            oldest, _ = self._handshakes.popitem(last=False)
-            oldest.cancel()
-        connection = None
-        try:
-            with scope, trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
-                connection = await _secure(stream, self._identity, None)
-        finally:
-            self._handshakes.pop(scope, None)
-        return connection
-
-
-async def _secure(stream: trio.SocketStream, identity: Identity, expected: PeerId | None) -> MuxedConnection:
-    """Negotiate /noise, shake hands, negotiate /yamux/1.0.0 inside; `expected` None: we were dialled."""
-    initiator = expected is not None
-    if initiator:
-        chosen, early = await multistream.offer(stream, [NOISE])
-        if chosen is None:
-            raise RemoteProtocolError(f"the other side does not speak {NOISE}")
-    else:
-        _, early = await multistream.answer(stream, {NOISE})
-    handshake = NoiseHandshake(identity, initiator=initiator, expected=expected)
-    if initiator:
-        await stream.send_all(handshake.start())
-    reply = handshake.receive(early)
-    while True:
-        if reply:
-            await stream.send_all(reply)
-        if handshake.result is not None:
-            break
-        data = await stream.receive_some(HANDSHAKE_READ_BYTES)
-        if not data:
-            raise RemoteProtocolError("the other side left during the handshake")
-        reply = handshake.receive(bytes(data))
-    secured: Secured = handshake.result
-    sealed = _SealedPipe(stream, secured.session)
-    if initiator:
-        chosen, early = await multistream.offer(sealed, [yamux.PROTOCOL])
-        if chosen is None:
-            raise RemoteProtocolError(f"the other side does not speak {yamux.PROTOCOL}")
-    else:
-        _, early = await multistream.answer(sealed, {yamux.PROTOCOL})
-    return MuxedConnection(
-        stream,
-        secured.session,
-        peer=secured.peer,
-        initiator=initiator,
-        early=early,
-        remote=address_of(stream.socket.getpeername()),
-    )
+    def __exit__(self, *raised: object) -> bool | None:
+        self._places.pop(self._scope, None)
+        return self._scope.__exit__(*raised)  # type: ignore[arg-type]  # three of them, as every context manager's
 
 
 class _SealedPipe:
-    """A TCP stream inside a Noise session, as the negotiation sees it."""
+    """A TCP stream inside Noise records, as the negotiation sees it."""
 
-    def __init__(self, stream: trio.SocketStream, session: NoiseSession) -> None:
-        self._stream = stream
-        self._session = session
+    def __init__(self, pipe: sockets.Pipe, machine: Mux, early: bytes) -> None:
+        self._pipe = pipe
+        self._machine = machine
+        self._early = early
 
     async def send_all(self, data: bytes) -> None:
-        await self._stream.send_all(self._session.encrypt([data]))
+        await self._pipe.send_all(self._machine.seal(data))
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        plains = self._session.receive(b"")
-        while not plains:
-            data = await self._stream.receive_some(max_bytes)
+        plain, self._early = self._machine.open(self._early) if self._early else b"", b""
+        while not plain:
+            data = await self._pipe.receive_some(max_bytes)
             if not data:
                 return b""
-            plains = self._session.receive(bytes(data))
-        return b"".join(plains)
-
-
-async def _open(address: Multiaddr) -> trio.SocketStream:
-    host, port, _ = host_and_port(address)
-    first = address.protocols()[0].name
-    if first in ("dns4", "dns6"):
-        family = stdlib_socket.AF_INET if first == "dns4" else stdlib_socket.AF_INET6
-        found = await trio.socket.getaddrinfo(host, port, family, stdlib_socket.SOCK_STREAM)
-        host = found[0][4][0]
-    return await trio.open_tcp_stream(host, port)
-
-
-def _reason(error: OSError) -> str:
-    """Why a dial failed: trio puts "all attempts failed" around what the system said."""
-    cause = error.__cause__
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    return cause.strerror if isinstance(cause, OSError) and cause.strerror else error.strerror or str(error)
+            plain = self._machine.open(data)
+        return plain
 
 
 def _advice(error: OSError) -> str:

@@ -20,7 +20,7 @@ import trio
 from lattica.errors import StreamError
 from lattica.ids import PeerId
 from lattica.net.api import Peer, Stream
-from lattica.net.host import Libp2pHost, open_host
+from lattica.net.host import MeshHost, open_host
 from lattica.net.identity import Identity
 
 SCRIPT = Path(__file__).with_name("net_peer_process.py")
@@ -70,7 +70,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerProcess]:
 
 
 @asynccontextmanager
-async def host_at(peer: PeerProcess | None = None) -> AsyncIterator[Libp2pHost]:
+async def host_at(peer: PeerProcess | None = None) -> AsyncIterator[MeshHost]:
     async with open_host(
         identity=Identity.generate(), listen=["/ip4/127.0.0.1/tcp/0"], agent="test/1"
     ) as host:
@@ -94,7 +94,7 @@ async def read_all(stream: Stream) -> bytes:
     return bytes(data)
 
 
-async def echoed(host: Libp2pHost, peer: PeerId, data: bytes) -> bytes:
+async def echoed(host: MeshHost, peer: PeerId, data: bytes) -> bytes:
     stream = await host.open_stream(peer, ["/lattica/echo"])
     async with trio.open_nursery() as nursery:
 
@@ -117,7 +117,7 @@ async def test_connect_lists_the_peer_at_once(peer: PeerProcess) -> None:
     async with host_at() as host:
         assert await host.connect(peer.address) == peer.peer_id
         found = only(host.peers())
-        assert (found.peer_id, found.path, found.inbound, found.rtt) == (peer.peer_id, "direct", False, None)
+        assert (found.peer_id, found.path, found.inbound) == (peer.peer_id, "direct", False)
 
 
 async def test_both_sides_identify_and_ping_each_other(peer: PeerProcess) -> None:
@@ -302,8 +302,9 @@ async def test_a_peer_that_stops_is_noticed_and_its_last_words_arrive() -> None:
 async def test_a_frozen_peer_is_disconnected(
     peer: PeerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lattica.net.attend.PING_INTERVAL_SECONDS", 0.05)
-    monkeypatch.setattr("lattica.net.attend.PING_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("lattica.net.host.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("lattica.net.connection.PING_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("lattica.net.connection.PING_TIMEOUT_SECONDS", 0.5)
     with (tmp_path / "log").open("w+") as log, running_peer(log) as frozen:
         async with host_at(peer) as host:
             await host.connect(frozen.address)

@@ -21,7 +21,7 @@ from multiaddr import Multiaddr
 
 from lattica.ids import PeerId
 from lattica.net.api import Stream
-from lattica.net.host import Libp2pHost, open_host
+from lattica.net.host import MeshHost, open_host
 from lattica.net.identity import Identity
 
 ECHO = "/lattica/echo"
@@ -43,7 +43,7 @@ async def stock_echo(stream: INetStream) -> None:
 
 
 @asynccontextmanager
-async def both() -> AsyncIterator[tuple[Libp2pHost, IHost]]:
+async def both() -> AsyncIterator[tuple[MeshHost, IHost]]:
     listen = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
     stock: Any = new_host(
         key_pair=create_new_key_pair(bytes(range(32))),
@@ -68,12 +68,14 @@ def peer_id(stock: IHost) -> PeerId:
     return PeerId.parse(str(stock.get_id()))
 
 
-async def connect(ours: Libp2pHost, stock: IHost, *, we_dial: bool) -> None:
+async def connect(ours: MeshHost, stock: IHost, *, we_dial: bool) -> None:
     if we_dial:
         await ours.connect(str(stock.get_addrs()[0]))
     else:
         await stock.connect(info_from_p2p_addr(Multiaddr(ours.addresses[0])))
     assert [peer.peer_id for peer in ours.peers()] == [peer_id(stock)]
+    while stock_id(ours) not in stock.get_connected_peers():  # noqa: ASYNC110  # nothing here could set an event
+        await trio.sleep(0.001)
 
 
 @pytest.mark.parametrize("we_dial", [True, False], ids=["we dial", "stock dials"])
@@ -114,7 +116,7 @@ async def test_stock_opens_an_echo_on_us(we_dial: bool) -> None:
         assert bytes(got) == bytes(SIZE)
 
 
-def stock_id(ours: Libp2pHost) -> Any:
+def stock_id(ours: MeshHost) -> Any:
     return info_from_p2p_addr(Multiaddr(ours.addresses[0])).peer_id
 
 
@@ -134,7 +136,7 @@ async def test_both_ping_and_identify_each_other(we_dial: bool) -> None:
         assert addresses == [ours.addresses[0].partition("/p2p/")[0]]
 
 
-def known(stock: IHost, ours: Libp2pHost) -> list[str]:
+def known(stock: IHost, ours: MeshHost) -> list[str]:
     return stock.get_peerstore().get_protocols(stock_id(ours))
 
 

@@ -17,14 +17,15 @@ import trio.testing
 from lattica.errors import ConfigError, DialError, LocalProtocolError, StreamError, UnreachableError
 from lattica.ids import PeerId
 from lattica.net.api import Stream
-from lattica.net.host import MAX_CONNECTIONS_PER_PEER, Libp2pHost, open_host
+from lattica.net.host import MeshHost, open_host
 from lattica.net.identity import Identity
+from lattica.protocols import MAX_CONNECTIONS_PER_PEER
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
 @asynccontextmanager
-async def a_host(**changes: Any) -> AsyncIterator[Libp2pHost]:
+async def a_host(**changes: Any) -> AsyncIterator[MeshHost]:
     settings: dict[str, Any] = {"identity": Identity.generate(), "listen": [LOOPBACK]}
     async with open_host(**(settings | changes)) as host:
         with trio.fail_after(20):
@@ -74,7 +75,7 @@ async def test_announced_addresses_replace_the_others_also_for_peers() -> None:
     announced = "/dns4/node.example/tcp/4001"
     async with a_host(announce=[announced]) as host, a_host() as other:
         assert host.addresses == [f"{announced}/p2p/{host.peer_id}"]
-        port = host._network.listeners.popitem()[1].get_addrs()[0].value_for_protocol("tcp")
+        port = host.transport.bound[0].value_for_protocol("tcp")
         await other.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{host.peer_id}")
         with trio.fail_after(5):
             while not other.peers()[0].agent:  # noqa: ASYNC110  # nothing here could set an event
@@ -153,7 +154,7 @@ async def test_peers_that_dial_each_other_at_once_lose_no_stream() -> None:
         two.serve("/lattica/echo", echo)
         answers = []
 
-        async def use(host: Libp2pHost, other: Libp2pHost) -> None:
+        async def use(host: MeshHost, other: MeshHost) -> None:
             await host.connect(other.addresses[0])
             stream = await host.open_stream(other.peer_id, ["/lattica/echo"])
             for _ in range(20):
@@ -232,7 +233,7 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-async def silent_clients(host: Libp2pHost, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+async def silent_clients(host: MeshHost, count: int, stack: contextlib.ExitStack) -> list[socket.socket]:
     """Sockets that connect and say nothing, accepted one after the other."""
     port = int(host.addresses[0].split("/")[4])
     clients = []

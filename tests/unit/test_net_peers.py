@@ -82,12 +82,12 @@ def test_addresses_of_a_peer_are_bounded_and_the_newest_stay() -> None:
 def test_unconnected_peers_are_bounded_and_connected_ones_stay() -> None:
     table = PeerTable()
     table.connected(BEN, address=HERE, inbound=True, now=0)
-    for number in range(10, 10 + peers.MAX_KNOWN + 50):
+    for number in range(10, 10 + peers.MAX_PEERS_KNOWN + 50):
         table.learn(peer(number), [HERE])
     assert table.is_connected(BEN)
     assert table.addresses(peer(10)) == []
-    assert table.addresses(peer(10 + peers.MAX_KNOWN + 49)) == [HERE]
-    assert len(table._entries) == peers.MAX_KNOWN + 1
+    assert table.addresses(peer(10 + peers.MAX_PEERS_KNOWN + 49)) == [HERE]
+    assert len(table._entries) == peers.MAX_PEERS_KNOWN + 1
 
 
 def test_news_of_a_peer_that_left_does_not_bring_it_back() -> None:
