@@ -1,45 +1,38 @@
-"""Two hosts on loopback: TCP, Noise and Yamux to a usable connection, and one round trip on it."""
+"""From TCP to the first reply: dial a peer that runs, call it once, hang up; the median of many.
+
+Two processes on loopback for each contestant: ours and stock py-libp2p (TCP, Noise, Yamux; their first reply is a
+call's and a raw stream's), gRPC with a channel of its own each time, and raw trio TCP. The package lattica from PyPI
+is left out: it dials only while it starts. Prints a JSON line for each contestant and figure, then the ratios; ours
+has a target in milliseconds, `at_most`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Iterator
 from typing import Any
+
+import _duel as duel
+from _duel import Figure, Row
+
+AT_MOST_MS = 20.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How often."""
-    parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--count", type=int, default=20, help="dials in a round [20]")
+    duel.add_arguments(parser, seconds=0.0, rounds=3)
 
 
 def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the median times; stock py-libp2p's dial never takes less than 250 ms."""
-    import trio
-
-    from lattica.net.host import open_host
-    from lattica.net.identity import Identity
-
-    async def measure() -> tuple[list[float], list[float]]:
-        connects, pings = [], []
-        listen = ["/ip4/127.0.0.1/tcp/0"]
-        async with (
-            open_host(identity=Identity.generate(), listen=listen) as one,
-            open_host(identity=Identity.generate(), listen=listen) as two,
-        ):
-            for _ in range(args.repeat):
-                started = trio.current_time()
-                peer = await two.connect(one.addresses[0])
-                connects.append(trio.current_time() - started)
-                pings.append(await two.ping(peer))
-                await two.disconnect(peer)
-        return connects, pings
-
-    connects, pings = trio.run(measure)
-    yield {
-        "bench": "connect",
-        "repeat": args.repeat,
-        "connect_ms": round(statistics.median(connects) * 1e3, 2),
-        "connect_ms_worst": round(max(connects) * 1e3, 2),
-        "ping_ms": round(statistics.median(pings) * 1e3, 3),
-    }
+    """Yield the medians, in milliseconds."""
+    row = Row(
+        "TCP to first reply",
+        {"work": "connect", "count": args.count},
+        (
+            Figure("p50", "ms", lambda result: float(result["p50_us"] / 1e3), at_most=AT_MOST_MS),
+            Figure("p99", "ms", lambda result: float(result["p99_us"] / 1e3), compared=False),
+            Figure("cpu", "ms", lambda result: duel.cpu_per_piece(result) / 1e3),
+        ),
+    )
+    yield from duel.run("connect", args, [row])
