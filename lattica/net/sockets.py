@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import socket as stdlib_socket
 import sys
@@ -106,10 +107,15 @@ def close(sock: stdlib_socket.socket) -> None:
 
 
 class Pipe:
-    """A socket's bytes during the handshake."""
+    """A socket's bytes during the handshake.
 
-    def __init__(self, sock: stdlib_socket.socket) -> None:
+    Args:
+        answer_by: when the first of them must have come, on trio's clock. Raises TimeoutError beyond.
+    """
+
+    def __init__(self, sock: stdlib_socket.socket, *, answer_by: float = math.inf) -> None:
         self._sock = sock
+        self._answer_by = answer_by
 
     async def send_all(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -121,6 +127,11 @@ class Pipe:
 
     async def receive_some(self, max_bytes: int) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._sock.fileno())
+            with trio.move_on_at(self._answer_by) as waiting:
+                await trio.lowlevel.wait_readable(self._sock.fileno())
+            if waiting.cancelled_caught:
+                raise TimeoutError("connected, but no answer in time")
             with contextlib.suppress(BlockingIOError):
-                return self._sock.recv(max_bytes)
+                data = self._sock.recv(max_bytes)
+                self._answer_by = math.inf
+                return data

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket as stdlib_socket
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from lattica.net.mux import Mux, WindowBudget, make_mux
 from lattica.net.noise import PROTOCOL as NOISE
 from lattica.net.noise import NoiseHandshake
 from lattica.protocols import (
-    CONNECT_TIMEOUT_SECONDS,
+    ANSWER_TIMEOUT_SECONDS,
     DIAL_TIMEOUT_SECONDS,
     HANDSHAKE_TIMEOUT_SECONDS,
     MAX_HANDSHAKES,
@@ -153,9 +154,9 @@ class Transport:
         expected = PeerId.parse(address.value_for_protocol("p2p") or "")
         try:
             with trio.fail_after(DIAL_TIMEOUT_SECONDS):
-                sock = await self._open(address, from_listen_port=from_listen_port)
+                sock, answer_by = await self._open(address, from_listen_port=from_listen_port)
                 try:
-                    return await self._secure(sock, expected)
+                    return await self._secure(sock, expected, answer_by=answer_by)
                 except BaseException:
                     sockets.close(sock)
                     raise
@@ -166,8 +167,13 @@ class Transport:
         except OSError as error:
             raise DialError(error.strerror or str(error)) from error
 
-    async def _open(self, address: Multiaddr, *, from_listen_port: bool) -> stdlib_socket.socket:
-        """A TCP connection to the first of the name's addresses that answers. Raises OSError, DialError."""
+    async def _open(
+        self, address: Multiaddr, *, from_listen_port: bool
+    ) -> tuple[stdlib_socket.socket, float]:
+        """A TCP connection to the first of the name's addresses that takes it, and when it must have answered.
+
+        Raises OSError, DialError.
+        """
         name, port, _ = host_and_port(address)
         family = {"4": stdlib_socket.AF_INET, "6": stdlib_socket.AF_INET6}.get(
             address.protocols()[0].name[-1], 0
@@ -182,21 +188,24 @@ class Transport:
                 if source is None:
                     failure = DialError(f"this node listens on no address from which it could dial {host}")
                     continue
+            answer_by = trio.current_time() + ANSWER_TIMEOUT_SECONDS
             try:
-                with trio.fail_after(CONNECT_TIMEOUT_SECONDS):
-                    return await sockets.connected(host, port, kind, source=source)
+                with trio.fail_at(answer_by):
+                    return await sockets.connected(host, port, kind, source=source), answer_by
             except trio.TooSlowError:
-                failure = DialError(f"no answer within {CONNECT_TIMEOUT_SECONDS:g} seconds")
+                failure = DialError(f"no answer within {ANSWER_TIMEOUT_SECONDS:g} seconds")
             except OSError as error:
                 failure = error
         raise failure
 
     # Both
 
-    async def _secure(self, sock: stdlib_socket.socket, expected: PeerId | None) -> MuxedConnection:
+    async def _secure(
+        self, sock: stdlib_socket.socket, expected: PeerId | None, *, answer_by: float = math.inf
+    ) -> MuxedConnection:
         """Negotiate /noise, shake hands, negotiate /yamux/1.0.0 inside; `expected` None: we were dialled."""
         initiator = expected is not None
-        pipe = sockets.Pipe(sock)
+        pipe = sockets.Pipe(sock, answer_by=answer_by)
         if initiator:
             chosen, early = await multistream.offer(pipe, [NOISE])
             if chosen is None:
