@@ -1,0 +1,8 @@
+"""The fuzzer is a program beside the package: its folder must be found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
