@@ -14,12 +14,15 @@ import lattica
 # Each interval that a pause could run into, shortened in both processes: a pause of PAUSE_SECONDS passes all of them
 # several times.
 INTERVALS = {
-    "lattica.net.attend:PING_INTERVAL_SECONDS": 0.1,
-    "lattica.net.attend:PING_TIMEOUT_SECONDS": 0.6,
-    "lattica.net.attend:PING_IDLE_SECONDS": 0.6,
-    "lattica.net.attend:IDENTIFY_TIMEOUT_SECONDS": 0.6,
-    "lattica.net.compat:HANDSHAKE_TIMEOUT_SECONDS": 0.6,
-    "lattica.net.transport:HANDSHAKE_TIMEOUT_SECONDS": 0.6,
+    "lattica.net.connection:PING_INTERVAL_SECONDS": 0.2,
+    "lattica.net.connection:PING_SOONER_SECONDS": 0.1,
+    "lattica.net.connection:PING_TIMEOUT_SECONDS": 0.7,
+    "lattica.net.host:CHECK_SECONDS": 0.05,
+    "lattica.net.host:HANDSHAKE_TIMEOUT_SECONDS": 0.7,
+    "lattica.net.transport:HANDSHAKE_TIMEOUT_SECONDS": 0.7,
+    "lattica.net.sockets:PING_TIMEOUT_SECONDS": 0.7,
+    "lattica.net.attend:PING_IDLE_SECONDS": 0.7,
+    "lattica.net.attend:IDENTIFY_TIMEOUT_SECONDS": 0.7,
 }
 PAUSE_SECONDS = 3.0
 

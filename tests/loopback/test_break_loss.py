@@ -83,8 +83,9 @@ async def test_a_frozen_server_ends_every_call_in_flight_once_a_ping_stays_unans
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tells a frozen machine from a silent one but a ping, so that is how long it takes."""
-    monkeypatch.setattr("lattica.net.attend.PING_INTERVAL_SECONDS", 0.5)
-    monkeypatch.setattr("lattica.net.attend.PING_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("lattica.net.connection.PING_SOONER_SECONDS", 0.5)
+    monkeypatch.setattr("lattica.net.connection.PING_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr("lattica.net.host.CHECK_SECONDS", 0.1)
     with node_process(tmp_path) as server:
         async with open_client(server) as client:
             took = await all_in_flight_ends_with_an_error(client, server, signal.SIGSTOP)

@@ -205,6 +205,15 @@ def service(node: lattica.Node) -> lattica.Service:
     # What it can be asked to do to others
 
     @offered.method
+    async def ping(call: lattica.Call, peer: str) -> str:
+        """ "pong", or why there was none."""
+        try:
+            await node.host.ping(lattica.PeerId.parse(peer))
+        except lattica.LatticaError as error:
+            return f"no ping: {error}"
+        return "pong"
+
+    @offered.method
     async def read_one_and_hold(call: lattica.Call, address: str, name: str) -> None:
         """Opens an endless stream of the node at `address`, reads an item, and keeps the stream."""
         peer = await node.connect(address)
