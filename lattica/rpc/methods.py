@@ -95,11 +95,11 @@ class Service:
         """Offer a function under its own name; a decorator.
 
         `async def` answers with what it returns; an async generator with what it yields, item by item. Either
-        may read `call.items`. Its first parameter is the Call; a parameter annotated `torch.Tensor` is given
-        one.
+        may read `call.items`. A plain `def`, or generator, does the same in a thread, where it may block. Its
+        first parameter is the Call; a parameter annotated `torch.Tensor` is given one.
 
         Raises:
-            LocalProtocolError: not an async function, no parameter for the Call, or the name is taken.
+            LocalProtocolError: not a function, no parameter for the Call, or the name is taken.
         """
         self.add(handler.__name__, handler)
         return handler
@@ -118,11 +118,15 @@ def _check_name(name: str) -> None:
 
 
 def _inspect(name: str, handler: Handler) -> Method:
+    if not (inspect.isasyncgenfunction(handler) or inspect.iscoroutinefunction(handler)):
+        if not inspect.isroutine(handler):
+            raise LocalProtocolError(
+                f"{name} is not a function; write `async def {name.rpartition('.')[2]}(call, ...)`"
+            )
+        from lattica.rpc.outside import in_thread  # here: it knows the Call that is defined above
+
+        handler = in_thread(handler)
     is_stream = inspect.isasyncgenfunction(handler)
-    if not is_stream and not inspect.iscoroutinefunction(handler):
-        raise LocalProtocolError(
-            f"{name} is not async; write `async def {name.rpartition('.')[2]}(call, ...)`"
-        )
     try:
         signature = inspect.signature(handler, eval_str=True)
     except Exception:  # an annotation that names what is imported for the type checker only

@@ -11,11 +11,17 @@ from lattica.errors import LocalProtocolError
 from lattica.rpc import Call, Rpc, Service
 
 
-def test_a_function_that_is_not_async_is_refused() -> None:
-    def hello(call: Call) -> None: ...
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(LocalProtocolError, match=r"s\.hello is not a function"):
+        Service("s").add("hello", "hello")  # type: ignore[arg-type]
 
-    with pytest.raises(LocalProtocolError, match=r"s\.hello is not async"):
-        Service("s").method(hello)
+
+def test_a_plain_function_keeps_its_signature() -> None:
+    def hello(call: Call, name: str, greeting: str = "hello") -> None: ...
+
+    service = Service("s")
+    service.method(hello)
+    assert (service.methods["hello"].least, service.methods["hello"].most) == (1, 2)
 
 
 def test_a_function_without_a_parameter_for_the_call_is_refused() -> None:
