@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lattica import aio
+    from lattica.blocking import portal
     from lattica.config import NodeConfig
     from lattica.errors import (
         BlobError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "lattica.blocking": ("portal",),
     "lattica.config": ("NodeConfig",),
     "lattica.errors": (
         "BlobError",
@@ -68,7 +71,7 @@ _HOMES = {
     "lattica.rpc.codec": ("Tensor",),
     "lattica.rpc.service": ("Call", "Service"),
 }
-_ROOMS = ("errors", "ids", "protocols", "testing")  # modules that readers reach as `lattica.errors`
+_ROOMS = ("aio", "errors", "ids", "protocols", "testing")  # modules that readers reach as `lattica.errors`
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -99,7 +102,9 @@ __all__ = [
     "StreamError",
     "Tensor",
     "UnreachableError",
+    "aio",
     "open_node",
+    "portal",
 ]
 
 

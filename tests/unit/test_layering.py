@@ -77,8 +77,8 @@ def test_everything_that_is_exported_exists() -> None:
 def test_what_is_not_built_is_absent() -> None:
     import lattica
 
-    with pytest.raises(AttributeError, match="portal"):
-        lattica.portal  # noqa: B018
+    with pytest.raises(AttributeError, match="swarm"):
+        lattica.swarm  # noqa: B018
 
 
 def test_every_leaf_command_takes_data_and_json() -> None:
