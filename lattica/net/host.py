@@ -101,6 +101,7 @@ async def open_host(
                     gate=gate,
                     max_connections=max_connections,
                     max_connections_per_peer=max_connections_per_peer,
+                    traffic=traffic,
                 )
                 nursery.start_soon(transport.serve, host.joined)
                 nursery.start_soon(host.keep)
@@ -130,7 +131,9 @@ class MeshHost:
         gate: Gate | None,
         max_connections: int,
         max_connections_per_peer: int,
+        traffic: Traffic,
     ) -> None:
+        self.traffic = traffic
         self._peer_id = peer_id
         self._transport = transport
         self._nursery = nursery
