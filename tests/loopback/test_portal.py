@@ -250,13 +250,20 @@ def test_calls_after_closing_say_so(mesh: tuple[Any, Any]) -> None:
 
 def test_closing_ends_the_calls_of_other_threads(mesh: tuple[Any, Any]) -> None:
     _, server = mesh
+    asleep = threading.Event()
+    service = lattica.Service("bed")
+
+    @service.method
+    async def sleep(call: lattica.Call) -> None:
+        asleep.set()
+        await trio.sleep_forever()
+
+    server.rpc.register(service)
     with ThreadPoolExecutor(1) as pool:
         with lattica.portal(CONFIG) as closing:
             closing.connect(server.addresses[0])
-            call = pool.submit(closing.call, server.peer_id, "worker.sleep", 60)
-            deadline = time.monotonic() + 10
-            while not closing.run(lambda node: node.rpc._in_flight) and time.monotonic() < deadline:
-                time.sleep(0.001)
+            call = pool.submit(closing.call, server.peer_id, "bed.sleep")
+            assert asleep.wait(10)
         with pytest.raises(lattica.LatticaError, match="closed"):
             call.result(10)
 
