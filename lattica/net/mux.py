@@ -13,7 +13,7 @@ from typing import Protocol
 from lattica.errors import LocalProtocolError, RemoteProtocolError
 from lattica.net.noise import MAX_PLAINTEXT_BYTES, NoiseSession
 from lattica.net.windows import WindowBudget
-from lattica.net.yamux_machine import (
+from lattica.net.yamux import (
     ENDED,
     OPENED,
     PONG,
@@ -242,6 +242,8 @@ class ReferenceMux:
         self._yamux.go_away(code)
 
     def take_output(self, max_bytes: int) -> tuple[bytes, list[int]]:
+        if not self._started:
+            raise LocalProtocolError("the mux was not started")
         records: list[bytes] = []
         size = 0
         while size < max_bytes and (pieces := self._yamux.record(MAX_PLAINTEXT_BYTES)):

@@ -43,7 +43,6 @@ class Secured:
     send_key: bytes
     receive_key: bytes
     early: bytes
-    session: NoiseSession
 
 
 class NoiseHandshake:
@@ -151,10 +150,12 @@ class NoiseHandshake:
 
     def _finish(self, peer: PeerId) -> None:
         protocol = self._state.noise_protocol
-        send_key, receive_key = protocol.cipher_state_encrypt.k, protocol.cipher_state_decrypt.k
-        session = NoiseSession(send_key=send_key, receive_key=receive_key)
-        session._buffer += self._buffer
-        self.result = Secured(peer, send_key, receive_key, bytes(self._buffer), session)
+        self.result = Secured(
+            peer,
+            send_key=protocol.cipher_state_encrypt.k,
+            receive_key=protocol.cipher_state_decrypt.k,
+            early=bytes(self._buffer),
+        )
 
 
 class NoiseSession:

@@ -1,8 +1,7 @@
-"""/yamux/1.0.0 as a state machine: frames in, events out. No sockets, no tasks, no clock.
+"""/yamux/1.0.0 as a state machine: plaintext in, events out; bytes of streams in, frames out. No sockets, no clock.
 
-What is delivered is bounded by what was granted: a peer that sends more than a stream's window is cut off,
-and so is one that makes us hold more than MAX_BUFFERED_BYTES. A reader that pauses is never a reason to reset
-its writer: the window runs out and the writer waits.
+The reference for the native one. Both keep what arrived until it is read and what waits to be sent until it is
+taken, so that a reader's pause stops its writer by the window and never by a reset.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md and libp2p's specs/yamux.
 """
@@ -10,236 +9,318 @@ Source: https://github.com/hashicorp/yamux/blob/master/spec.md and libp2p's spec
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
+from lattica.net.windows import (
+    EXTRA_WINDOWS,
+    INITIAL_WINDOW,
+    KIB,
+    MAX_WINDOW,
+    ReceiveWindow,
+    WindowBudget,
+)
 
 PROTOCOL = "/yamux/1.0.0"
 HEADER = struct.Struct("!BBHII")  # version, type, flags, stream id, length
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 
-KIB: Final = 1024
-INITIAL_WINDOW: Final = 256 * KIB  # the protocol's own; both sides start with it
-MAX_WINDOW: Final = 4 * KIB * KIB  # 80 MB/s over 50 ms; a stream that is read promptly grows to it
-EXTRA_WINDOWS: Final = 64 * KIB * KIB  # all growth of one connection's windows together
-MAX_BUFFERED_BYTES: Final = 256 * KIB * KIB  # unread data of one connection; beyond it the peer is cut off
-MAX_INBOUND_STREAMS: Final = 4096  # as many as a peer may have calls in flight; more are reset
-MAX_LINGERING: Final = 256  # streams that we closed and the other side did not; the oldest is reset
-MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
+OPENED: Final = 0  # the other side opened a stream
+READABLE: Final = 1  # bytes came where none waited
+ENDED: Final = 2  # the other side sends no more
+RESET: Final = 3  # a stream broke off and is forgotten: value 0 by the other side, 1 by us over UNREAD_BYTES
+WRITABLE: Final = 4  # room again for a sender that got less than it asked for
+WENT_AWAY: Final = 5  # the other side accepts no new streams; value: its code, 0 for a normal end
+PONG: Final = 6  # value: microseconds
+Event = tuple[int, int, int]  # kind, stream, value
+
+MAX_INBOUND_STREAMS: Final = 4096 + 1024  # as many calls in flight as a peer may have, and its streams
+MAX_LINGERING: Final = 4096  # streams that we closed and the other side did not; the oldest is reset
+MAX_UNREAD_BYTES: Final = 64 * KIB * KIB  # of one connection; beyond it the fullest stream is reset
 MAX_REPLY_BYTES: Final = KIB * KIB  # pongs and resets that a peer makes us queue without reading them
+MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
+SHARED_DATA_BYTES: Final = 16 * KIB  # of one frame while other streams wait for their turn
+MIN_CUT_BYTES: Final = 4 * KIB  # a frame is not cut smaller than this to fill up a record
+QUEUE_BYTES: Final = 256 * KIB  # of one stream, waiting to be sent
+CROWDED_BYTES: Final = KIB * KIB  # when more than this waits on the connection,
+CROWDED_QUEUE_BYTES: Final = 16 * KIB  # a stream may queue only this
 
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The other side opened a stream."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """Bytes of a stream. Say `consume` when the reader has taken them."""
-
-    stream: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The other side will send no more on a stream."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class WasReset:
-    """The other side broke a stream off; we forget it."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class Writable:
-    """A stream's window opened."""
-
-    stream: int
-
-
-@dataclass(frozen=True, slots=True)
-class WentAway:
-    """The other side accepts no new streams; code 0 is a normal end."""
-
-    code: int
-
-
-Event = Opened | Received | Ended | WasReset | Writable | WentAway
+Piece = bytes | bytearray | memoryview
 
 
 @dataclass(slots=True)
 class _Stream:
+    window: ReceiveWindow
     send_window: int = INITIAL_WINDOW
-    receive_window: int = INITIAL_WINDOW  # what the other side may still send
-    window: int = INITIAL_WINDOW  # what receive_window and unread bytes add up to after a credit
-    unread: int = 0
-    drained: bool = True  # since the last credit the reader once had nothing to read
+    unread: bytearray = field(default_factory=bytearray)
+    queued: bytearray = field(default_factory=bytearray)
+    credit: int = 0  # granted, in a window update that waits to be sent
+    waiting: bool = False  # for its turn to send
+    blocked: bool = False  # a sender got less than it asked for
+    ending: bool = False  # by this side, once `queued` has left
     ended_here: bool = False
     ended_there: bool = False
     unwanted: bool = False  # nobody reads any more: what arrives is dropped
 
 
 class Yamux:
-    """One side of a multiplexed connection.
+    """One side of a multiplexed connection. See `lattica.net.mux.Mux`, whose part behind the records this is."""
 
-    `receive` takes plaintext and gives events; every other method queues frames for `take_output`.
-    """
-
-    def __init__(self, *, initiator: bool) -> None:
+    def __init__(self, *, initiator: bool, windows: WindowBudget) -> None:
         self.gone = False  # the other side went away: no new streams
+        self.rtt: float | None = None
+        self.unread_bytes = 0
+        self.inbound_streams = 0
+        self.output_bytes = 0
+        self._windows = windows
+        self._extra = 0
+        self._now = 0.0
         self._streams: dict[int, _Stream] = {}
         self._lingering: OrderedDict[int, None] = OrderedDict()
         self._next_id = 1 if initiator else 2
-        self._inbound = 0
-        self._unread = 0
-        self._extra = 0
-        self._output: list[bytes] = []
-        self.output_bytes = 0
-        self._reply_bytes = 0
+        self._control: deque[tuple[bytes, int, bool]] = (
+            deque()
+        )  # a frame, or b"" and a stream to credit; a reply?
+        self._replies = 0  # of the control frames
+        self._turns: deque[int] = deque()  # streams that wait to send; those that were forgotten are skipped
+        self._senders = 0
+        self._queued = 0
+        self._served: set[int] = set()  # streams that sent since the last take_writable
         self._header = b""
         self._payload_stream = 0
         self._payload_left = 0
         self._payload_flags = 0
+        self._ping = 0
+        self._pinged_at: float | None = None
 
-    # Output
-
-    def take_output(self) -> list[bytes]:
-        """All frames that wait to be sent, in order; the queue is empty afterwards."""
-        output, self._output, self.output_bytes, self._reply_bytes = self._output, [], 0, 0
-        return output
-
-    def _queue(self, kind: int, flags: int, stream: int, length: int, data: bytes = b"") -> None:
-        self._output.append(HEADER.pack(0, kind, flags, stream, length))
-        if data:
-            self._output.append(data)
-        self.output_bytes += HEADER.size + len(data)
-
-    def _reply(self, kind: int, flags: int, stream: int, length: int) -> None:
-        """Queue a frame that the other side made us send, without a stream whose number bounds it."""
-        self._queue(kind, flags, stream, length)
-        self._reply_bytes += HEADER.size
-        if self._reply_bytes > MAX_REPLY_BYTES:
-            raise RemoteProtocolError("the peer sends without reading the replies")
+    def __del__(self) -> None:
+        self._windows.give_back(self._extra)
 
     # What we do
 
     def open(self) -> int:
-        """Open a stream; returns its id.
-
-        Raises:
-            StreamError: the other side went away, or all 2^31 ids are used up.
-        """
         if self.gone:
             raise StreamError("the peer accepts no new streams on this connection")
         stream = self._next_id
         if stream >= 1 << 32:
             raise StreamError("this connection has used up its stream ids; connect again")
         self._next_id += 2
-        self._streams[stream] = _Stream()
-        self._queue(WINDOW_UPDATE, SYN, stream, 0)
+        self._streams[stream] = _Stream(ReceiveWindow(self._now))
+        self._send_control(WINDOW_UPDATE, SYN, stream, 0)
         return stream
 
     def send(self, stream: int, data: memoryview) -> int:
-        """Queue as much of `data` as the window and one frame allow; returns how many bytes, possibly 0."""
         state = self._writable(stream)
-        size = min(len(data), state.send_window, MAX_DATA_BYTES)
+        size = min(len(data), self._room(state))
         if size:
-            state.send_window -= size
-            self._queue(DATA, 0, stream, size, bytes(data[:size]))
+            self._queue(stream, state, data[:size])
+        state.blocked = size < len(data)
         return size
 
-    def end(self, stream: int) -> None:
-        """Say that we send no more on a stream."""
+    def send_all_or_nothing(self, stream: int, parts: Sequence[Piece]) -> bool:
         state = self._writable(stream)
-        state.ended_here = True
-        self._queue(WINDOW_UPDATE, FIN, stream, 0)
-        self._forget_if_over(stream, state)
+        if sum(map(len, parts)) > self._room(state):
+            return False
+        for part in parts:
+            if part:
+                self._queue(stream, state, part)
+        return True
 
-    def consume(self, stream: int, size: int) -> None:
-        """The reader took `size` bytes: grants new credit once half the window is used."""
+    def end(self, stream: int) -> None:
+        state = self._writable(stream)
+        state.ending = True
+        state.blocked = False
+        self.output_bytes += HEADER.size
+        self._wait_for_turn(stream, state)
+
+    def reset(self, stream: int) -> None:
+        if stream in self._streams:
+            self._forget(stream)
+            self._send_control(WINDOW_UPDATE, RST, stream, 0)
+
+    def read(self, stream: int, max_bytes: int) -> bytes:
+        state = self._streams.get(stream)
+        if state is None or not state.unread:
+            return b""
+        with memoryview(state.unread) as view:
+            data = bytes(view[:max_bytes])
+        self._took(stream, state, len(data))
+        return data
+
+    def read_into(self, stream: int, buffer: memoryview) -> int:
         state = self._streams.get(stream)
         if state is None:
-            return
-        self._unread -= size
-        state.unread -= size
-        state.drained |= state.unread == 0
-        if state.ended_there:
-            self._forget_if_over(stream, state)
-            return
-        credit = state.window - state.receive_window - state.unread
-        if credit * 2 < state.window:
-            return
-        growth = min(state.window, MAX_WINDOW - state.window, EXTRA_WINDOWS - self._extra)
-        if state.drained and growth > 0:  # the reader waits for the writer: the window may hold it up
-            state.window += growth
-            self._extra += growth
-            credit += growth
-        state.drained = False
-        state.receive_window += credit
-        self._queue(WINDOW_UPDATE, 0, stream, credit)
+            return 0
+        size = min(len(buffer), len(state.unread))
+        with memoryview(state.unread) as view:
+            buffer[:size] = view[:size]
+        self._took(stream, state, size)
+        return size
+
+    def available(self, stream: int) -> int:
+        state = self._streams.get(stream)
+        return 0 if state is None else len(state.unread)
 
     def discard(self, stream: int) -> None:
-        """Nobody will read this stream any more: what still comes is dropped, and beyond the window reset."""
         state = self._streams.get(stream)
         if state is None or state.unwanted:
             return
         state.unwanted = True
-        self._unread -= state.unread
-        state.unread = 0
-        if not self._forget_if_over(stream, state):
-            self._lingering[stream] = None
-            if len(self._lingering) > MAX_LINGERING:
-                self.reset(next(iter(self._lingering)))
+        self.unread_bytes -= len(state.unread)
+        state.unread = bytearray()
+        self._linger_or_forget(stream, state)
 
-    def reset(self, stream: int) -> None:
-        """Break a stream off and forget it. Nothing happens for one that is over."""
-        if stream in self._streams:
-            self._forget(stream)
-            self._queue(WINDOW_UPDATE, RST, stream, 0)
+    def ping(self, now: float) -> None:
+        if self._pinged_at is None:
+            self._ping = (self._ping + 1) % (1 << 32)
+            self._pinged_at = now
+            self._send_control(PING, SYN, 0, self._ping)
 
-    def go_away(self) -> None:
-        """Tell the other side that this connection ends now, normally."""
-        self._queue(GO_AWAY, 0, 0, 0)
+    def go_away(self, code: int) -> None:
+        self._send_control(GO_AWAY, 0, 0, code)
 
     def _writable(self, stream: int) -> _Stream:
         state = self._streams.get(stream)
         if state is None:
             raise StreamError("the stream is closed")
-        if state.ended_here:
+        if state.ending:
             raise LocalProtocolError("the stream was ended by this side: nothing can be sent any more")
         return state
 
+    def _took(self, stream: int, state: _Stream, size: int) -> None:
+        if not size:
+            return
+        del state.unread[:size]
+        self.unread_bytes -= size
+        if state.ended_there:
+            self._linger_or_forget(stream, state)
+        elif credit := state.window.credit(len(state.unread)):
+            self._send_credit(stream, state, credit)
+
+    # Output
+
+    def record(self, room: int) -> list[Piece]:
+        """Whole frames of at most `room` bytes together, taken from the queues; none when nothing waits."""
+        pieces: list[Piece] = []
+        while self._control and room >= HEADER.size:
+            frame, credited, is_reply = self._control.popleft()
+            self._replies -= is_reply
+            if not frame:
+                state = self._streams.get(credited)
+                if state is None or not state.credit:
+                    continue
+                frame = HEADER.pack(0, WINDOW_UPDATE, 0, credited, state.credit)
+                state.credit = 0
+            pieces.append(frame)
+            room -= HEADER.size
+            self.output_bytes -= HEADER.size
+        while self._turns and room >= HEADER.size:
+            stream = self._turns[0]
+            state = self._streams.get(stream)
+            if state is None or not state.waiting:
+                self._turns.popleft()
+                continue
+            size = min(len(state.queued), MAX_DATA_BYTES if self._senders == 1 else SHARED_DATA_BYTES)
+            if size:
+                fits = room - HEADER.size
+                if fits < min(size, MIN_CUT_BYTES):
+                    break
+                size = min(size, fits)
+                room -= HEADER.size + size
+                pieces += (HEADER.pack(0, DATA, 0, stream, size), bytes(state.queued[:size]))
+                del state.queued[:size]
+                self._queued -= size
+                self.output_bytes -= size
+                self._served.add(stream)
+            self._turns.popleft()
+            state.waiting = False
+            self._senders -= 1
+            if state.ending and not state.queued and room >= HEADER.size:
+                pieces.append(HEADER.pack(0, WINDOW_UPDATE, FIN, stream, 0))
+                room -= HEADER.size
+                self.output_bytes -= HEADER.size
+                state.ended_here = True
+                self._linger_or_forget(stream, state)
+            elif state.queued or state.ending:
+                self._wait_for_turn(stream, state)
+        return pieces
+
+    def take_writable(self) -> list[int]:
+        """Streams whose senders have room again since the last call, in the order of their ids."""
+        served, self._served = sorted(self._served), set()
+        return [stream for stream in served if self._unblock(self._streams.get(stream))]
+
+    def _room(self, state: _Stream) -> int:
+        return min(state.send_window, max(0, self._queue_limit() - len(state.queued)))
+
+    def _queue_limit(self) -> int:
+        return CROWDED_QUEUE_BYTES if self._queued > CROWDED_BYTES else QUEUE_BYTES
+
+    def _unblock(self, state: _Stream | None) -> bool:
+        """Whether a refused sender should try again: not before half its queue is free, so that it pays."""
+        if state is None or not state.blocked or not state.send_window:
+            return False
+        if len(state.queued) * 2 > self._queue_limit():
+            return False
+        state.blocked = False
+        return True
+
+    def _queue(self, stream: int, state: _Stream, data: Piece) -> None:
+        state.queued += data
+        state.send_window -= len(data)
+        self._queued += len(data)
+        self.output_bytes += len(data)
+        self._wait_for_turn(stream, state)
+
+    def _wait_for_turn(self, stream: int, state: _Stream) -> None:
+        if not state.waiting:
+            state.waiting = True
+            self._senders += 1
+            self._turns.append(stream)
+
+    def _send_control(
+        self, kind: int, flags: int, stream: int, length: int, *, is_reply: bool = False
+    ) -> None:
+        self._control.append((HEADER.pack(0, kind, flags, stream, length), 0, is_reply))
+        self.output_bytes += HEADER.size
+
+    def _reply(self, kind: int, flags: int, stream: int, length: int) -> None:
+        """Queue a frame that the other side made us send."""
+        if self._replies * HEADER.size >= MAX_REPLY_BYTES:
+            raise RemoteProtocolError("the peer sends without reading the replies")
+        self._replies += 1
+        self._send_control(kind, flags, stream, length, is_reply=True)
+
+    def _send_credit(self, stream: int, state: _Stream, credit: int) -> None:
+        """One update at a time waits for each stream, so a peer that doesn't read can't pile them up.
+
+        A peer that uses credit which it was not told yet could let it add up beyond what a frame says.
+        """
+        if not state.credit:
+            self._control.append((b"", stream, False))
+            self.output_bytes += HEADER.size
+        state.credit = min(state.credit + credit, 0xFFFFFFFF)
+
     # What the other side does
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Take plaintext that arrived; returns what it means.
+    def receive(self, data: bytes, now: float, events: list[Event]) -> None:
+        """Take plaintext that arrived and append what it means to `events`.
 
         Raises:
-            RemoteProtocolError: the other side broke the protocol or a limit; the connection must be closed.
+            RemoteProtocolError: the other side broke the protocol; every whole frame before that has counted.
         """
-        events: list[Event] = []
+        self._now = now
         at, end = 0, len(data)
         while at < end:
             if self._payload_left:
                 size = min(self._payload_left, end - at)
                 self._payload_left -= size
-                self._deliver(data[at : at + size] if size < end else data, events)
+                self._deliver(data[at : at + size], events)
                 at += size
-                continue
-            if not self._header and end - at >= HEADER.size:
-                self._frame(HEADER.unpack_from(data, at), events)
-                at += HEADER.size
                 continue
             need = HEADER.size - len(self._header)
             self._header += data[at : at + need]
@@ -247,19 +328,17 @@ class Yamux:
             if len(self._header) == HEADER.size:
                 header, self._header = self._header, b""
                 self._frame(HEADER.unpack(header), events)
-        return events
 
     def _frame(self, header: tuple[int, ...], events: list[Event]) -> None:
         version, kind, flags, stream, length = header
         if version != 0 or kind > GO_AWAY or flags > 15:
             raise RemoteProtocolError(f"not a yamux frame: version {version}, type {kind}, flags {flags}")
         if kind == PING:
-            if flags & SYN:
-                self._reply(PING, ACK, 0, length)
+            self._pinged(flags, length, events)
             return
         if kind == GO_AWAY:
             self.gone = True
-            events.append(WentAway(length))
+            events.append((WENT_AWAY, 0, length))
             return
         if stream == 0:
             raise RemoteProtocolError("a yamux frame for stream 0, which is the connection's own")
@@ -267,51 +346,83 @@ class Yamux:
             self._opened(stream, events)
         state = self._streams.get(stream)
         if kind == DATA:
-            if state is not None and length > state.receive_window:
-                raise RemoteProtocolError(
-                    f"{length} bytes on a yamux stream whose window has {state.receive_window} left"
-                )
-            if state is None and length > MAX_WINDOW:  # of a stream that we have forgotten
-                raise RemoteProtocolError(f"a yamux frame of {length} bytes, more than any window")
-            if state is not None:
-                state.receive_window -= length
+            self._announce(stream, state, length)
             if length:
                 self._payload_stream, self._payload_left, self._payload_flags = stream, length, flags
                 return
         elif state is not None and length:
-            state.send_window += length
-            if state.send_window >= 1 << 32:
+            if state.send_window + length >= 1 << 32:
                 raise RemoteProtocolError("a yamux window of more than 2^32 bytes")
-            events.append(Writable(stream))
+            state.send_window += length
+            if self._unblock(state):
+                events.append((WRITABLE, stream, 0))
         self._finish(stream, flags, events)
+
+    def _pinged(self, flags: int, value: int, events: list[Event]) -> None:
+        if flags & SYN:
+            self._reply(PING, ACK, 0, value)
+        elif flags & ACK and self._pinged_at is not None and value == self._ping:
+            took = max(0.0, self._now - self._pinged_at)
+            self._pinged_at = None
+            self.rtt = took if self.rtt is None else 0.875 * self.rtt + 0.125 * took  # as TCP smooths it
+            events.append((PONG, 0, int(took * 1e6)))
 
     def _opened(self, stream: int, events: list[Event]) -> None:
         if stream % 2 == self._next_id % 2:
             raise RemoteProtocolError(f"the peer opened yamux stream {stream}, whose parity is ours")
         if stream in self._streams:
             raise RemoteProtocolError(f"the peer opened yamux stream {stream} twice")
-        if self._inbound >= MAX_INBOUND_STREAMS:
+        if self.inbound_streams >= MAX_INBOUND_STREAMS:
             self._reply(WINDOW_UPDATE, RST, stream, 0)
             return
-        self._inbound += 1
-        self._streams[stream] = _Stream()
         self._reply(WINDOW_UPDATE, ACK, stream, 0)
-        events.append(Opened(stream))
+        self.inbound_streams += 1
+        self._streams[stream] = _Stream(ReceiveWindow(self._now))
+        events.append((OPENED, stream, 0))
+
+    def _announce(self, stream: int, state: _Stream | None, length: int) -> None:
+        """A frame of `length` bytes follows."""
+        if state is None:
+            if length > MAX_WINDOW:  # of a stream that we have forgotten
+                raise RemoteProtocolError(f"a yamux frame of {length} bytes, more than any window")
+            return
+        window = state.window
+        if state.ended_there and length:
+            raise RemoteProtocolError(f"{length} bytes on a yamux stream that the peer had ended")
+        if length > window.left:
+            raise RemoteProtocolError(f"{length} bytes on a yamux stream whose window has {window.left} left")
+        window.left -= length
+        if length and window.wants_growth(self._now, self.rtt):
+            growth = self._windows.take(
+                min(window.size, MAX_WINDOW - window.size, EXTRA_WINDOWS - self._extra)
+            )
+            if growth:
+                self._extra += growth
+                window.grow(growth)
+                self._send_credit(stream, state, growth)
 
     def _deliver(self, data: bytes, events: list[Event]) -> None:
         stream = self._payload_stream
         state = self._streams.get(stream)
         if state is not None and state.unwanted:
-            if state.receive_window == 0 and not self._payload_left:
+            if state.window.left == 0 and not self._payload_left:
                 self.reset(stream)  # it waits for credit that never comes
         elif state is not None:
-            state.unread += len(data)
-            self._unread += len(data)
-            if self._unread > MAX_BUFFERED_BYTES:
-                raise RemoteProtocolError(f"more than {MAX_BUFFERED_BYTES} unread bytes on one connection")
-            events.append(Received(stream, data))
+            if not state.unread:
+                events.append((READABLE, stream, 0))
+            state.unread += data
+            self.unread_bytes += len(data)
+            if self.unread_bytes > MAX_UNREAD_BYTES:
+                self._reset_fullest(events)
         if not self._payload_left:
             self._finish(stream, self._payload_flags, events)
+
+    def _reset_fullest(self, events: list[Event]) -> None:
+        """The connection lives, and its other streams; whoever wrote to this one sees that it broke."""
+        stream = max(self._streams, key=lambda stream: (len(self._streams[stream].unread), -stream))
+        self._forget(stream)
+        self._reply(WINDOW_UPDATE, RST, stream, 0)
+        events.append((RESET, stream, 1))
 
     def _finish(self, stream: int, flags: int, events: list[Event]) -> None:
         """FIN and RST count after the frame's own payload."""
@@ -320,22 +431,34 @@ class Yamux:
             return
         if flags & RST:
             self._forget(stream)
-            events.append(WasReset(stream))
+            events.append((RESET, stream, 0))
         elif flags & FIN and not state.ended_there:
             state.ended_there = True
-            events.append(Ended(stream))
-            self._forget_if_over(stream, state)
+            events.append((ENDED, stream, 0))
+            self._linger_or_forget(stream, state)
 
-    def _forget_if_over(self, stream: int, state: _Stream) -> bool:
-        over = state.ended_here and state.ended_there and not state.unread
-        if over:
+    # The end of streams
+
+    def _linger_or_forget(self, stream: int, state: _Stream) -> None:
+        if not state.ended_here:
+            return
+        if state.ended_there and not state.unread:
             self._forget(stream)
-        return over
+        elif state.unwanted and stream not in self._lingering:
+            self._lingering[stream] = None
+            if len(self._lingering) > MAX_LINGERING:
+                self.reset(next(iter(self._lingering)))
 
     def _forget(self, stream: int) -> None:
         state = self._streams.pop(stream)
         self._lingering.pop(stream, None)
-        self._unread -= state.unread
-        self._extra -= state.window - INITIAL_WINDOW
+        self.unread_bytes -= len(state.unread)
+        self._queued -= len(state.queued)
+        self._senders -= state.waiting
+        unsent_frames = (state.ending and not state.ended_here) + (state.credit > 0)
+        self.output_bytes -= len(state.queued) + HEADER.size * unsent_frames
+        growth = state.window.size - INITIAL_WINDOW
+        self._extra -= growth
+        self._windows.give_back(growth)
         if stream % 2 != self._next_id % 2:
-            self._inbound -= 1
+            self.inbound_streams -= 1

@@ -6,7 +6,7 @@ import pytest
 
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
 from lattica.net import mux as mux_module
-from lattica.net import yamux_machine as yamux
+from lattica.net import yamux as yamux
 from lattica.net.mux import (
     ENDED,
     OPENED,
@@ -21,7 +21,7 @@ from lattica.net.mux import (
 )
 from lattica.net.noise import NoiseSession
 from lattica.net.windows import INITIAL_WINDOW
-from lattica.net.yamux_machine import HEADER
+from lattica.net.yamux import HEADER
 
 KEYS = bytes([7]) * 32, bytes([8]) * 32
 BIG = 1 << 30

@@ -31,6 +31,10 @@ def shake(initiator: NoiseHandshake, responder: NoiseHandshake) -> tuple[Secured
     return initiator.result, responder.result
 
 
+def session(secured: Secured) -> NoiseSession:
+    return NoiseSession(send_key=secured.send_key, receive_key=secured.receive_key)
+
+
 def sessions() -> tuple[NoiseSession, NoiseSession]:
     keys = bytes([7]) * 32, bytes([8]) * 32
     return (
@@ -44,8 +48,8 @@ def test_both_sides_learn_who_is_there() -> None:
         NoiseHandshake(ALICE, initiator=True, expected=BOB.peer_id), NoiseHandshake(BOB, initiator=False)
     )
     assert (one.peer, two.peer) == (BOB.peer_id, ALICE.peer_id)
-    assert two.session.receive(one.session.encrypt([b"hello"])) == [b"hello"]
-    assert one.session.receive(two.session.encrypt([b"there"])) == [b"there"]
+    assert session(two).receive(session(one).encrypt([b"hello"])) == [b"hello"]
+    assert session(one).receive(session(two).encrypt([b"there"])) == [b"there"]
 
 
 def test_the_handshake_takes_single_bytes() -> None:
@@ -61,14 +65,14 @@ def test_the_handshake_takes_single_bytes() -> None:
     assert two.result.peer == ALICE.peer_id
 
 
-def test_bytes_behind_the_handshake_reach_the_session() -> None:
+def test_bytes_behind_the_handshake_are_kept() -> None:
     one = NoiseHandshake(ALICE, initiator=True, expected=BOB.peer_id)
     two = NoiseHandshake(BOB, initiator=False)
     last = one.receive(two.receive(one.start()))
     assert one.result is not None
-    two.receive(last + one.result.session.encrypt([b"already"]))
+    two.receive(last + b"already")
     assert two.result is not None
-    assert two.result.session.receive(b"") == [b"already"]
+    assert two.result.early == b"already"
 
 
 def test_another_peer_than_the_expected_one_is_refused() -> None:
@@ -189,6 +193,14 @@ def test_random_records_raise_nothing_else(data: bytes) -> None:
     _, two = sessions()
     with contextlib.suppress(RemoteProtocolError):
         assert two.receive(data) == []
+
+
+def test_records_before_a_broken_one_are_delivered() -> None:
+    one, two = sessions()
+    records = two.each(one.encrypt([b"good"]) + one.encrypt([b"bad"])[:-1] + b"?")
+    assert next(records) == b"good"
+    with pytest.raises(RemoteProtocolError):
+        next(records)
 
 
 def test_a_repeated_record_is_refused() -> None:
