@@ -96,7 +96,7 @@ class MuxedConnection:
         self._closing = False
         self._pinged: float | None = None  # when; None when an answer came
         self._last_ping = self.heard
-        self._spoke = False  # since `heard`
+        self.spoke = False  # a stream sent something, and nothing was heard since
         self._watchers: list[Callable[[MuxedConnection], None]] = []
 
     # Running
@@ -134,7 +134,7 @@ class MuxedConnection:
                 elif len(data) * 4 < size:
                     size = max(size // 2, MIN_READ_BYTES)
                 now = self.heard = trio.current_time()
-                self._pinged, self._spoke = None, False
+                self._pinged, self.spoke = None, False
                 self._traffic.received_bytes += len(data)
                 self._dispatch(machine.receive(data, now))
         except RemoteProtocolError as error:
@@ -197,7 +197,6 @@ class MuxedConnection:
             sent = self._sock.send(self._sealed)
         except BlockingIOError:
             return False
-        self._spoke = True
         self._traffic.sent_bytes += sent
         if sent < len(self._sealed):
             self._sealed = self._sealed[sent:]
@@ -297,7 +296,7 @@ class MuxedConnection:
                 self.abort(f"nothing came within {PING_TIMEOUT_SECONDS:g} seconds after a ping")
             return
         quiet = min(now - self.heard, now - self._last_ping)
-        if now - self._last_ping >= PING_INTERVAL_SECONDS or (self._spoke and quiet >= PING_SOONER_SECONDS):
+        if now - self._last_ping >= PING_INTERVAL_SECONDS or (self.spoke and quiet >= PING_SOONER_SECONDS):
             self._ping(now)
 
     def _ping(self, now: float) -> None:

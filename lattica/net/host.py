@@ -327,8 +327,11 @@ class MeshHost:
     async def keep(self) -> None:
         """Look after all connections: one timer for all of them."""
         while True:
-            await trio.sleep(CHECK_SECONDS)
+            due = trio.current_time() + CHECK_SECONDS
+            await trio.sleep_until(due)
             now = trio.current_time()
+            if now - due > CHECK_SECONDS:
+                continue  # this process stood still: what came meanwhile must be read before anybody is called mute
             for connection in self.connections():
                 connection.check(now)
 

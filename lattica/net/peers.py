@@ -33,6 +33,9 @@ class PeerTable:
     def __init__(self) -> None:
         self._entries: OrderedDict[PeerId, _Entry] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def learn(self, peer: PeerId, addresses: Iterable[str]) -> None:
         """Somebody said where a peer may be dialled; the newest stand first."""
         entry = self._entry(peer)

@@ -140,6 +140,7 @@ class MuxedStream:
         while data:
             self._check_sendable()
             taken = self._mux.send(self.stream_id, data)
+            self.connection.spoke = True
             self.connection.flush_soon()
             if taken == len(data):
                 return
@@ -152,6 +153,7 @@ class MuxedStream:
         self._check_sendable()
         if self._writer is not None or not self._mux.send_all_or_nothing(self.stream_id, parts):
             return False
+        self.connection.spoke = True
         self.connection.flush_soon()
         return True
 

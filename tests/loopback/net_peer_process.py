@@ -1,6 +1,7 @@
 """A peer in a process of its own, for the tests beside it: prints its address, lives until stdin closes.
 
-Arguments: --max-connections N, --refuse PROTOCOL (what its gate keeps out).
+Arguments: --max-connections N, --refuse PROTOCOL (what its gate keeps out), --more-files N (than it has open
+when it starts).
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import resource
 import sys
 
 import trio
@@ -70,6 +73,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--max-connections", type=int, default=512)
     parser.add_argument("--refuse", default="/lattica/refused")
+    parser.add_argument("--more-files", type=int)
     arguments = parser.parse_args()
 
     def gate(peer: PeerId, protocol: str) -> bool:
@@ -84,6 +88,9 @@ async def main() -> None:
     ) as host:
         for protocol, handler in HANDLERS.items():
             host.serve(protocol, handler)
+        if arguments.more_files is not None:
+            limit = len(os.listdir("/proc/self/fd")) + arguments.more_files
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         print(json.dumps({"address": host.addresses[0]}), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 

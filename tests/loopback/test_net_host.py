@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import IO
 import pytest
 import trio
 
-from lattica.errors import StreamError
+from lattica.errors import DialError, StreamError
 from lattica.ids import PeerId
 from lattica.net.api import Peer, Stream
 from lattica.net.host import MeshHost, open_host
@@ -270,6 +271,25 @@ async def test_garbage_on_the_port_hurts_nobody(peer: PeerProcess, data: bytes) 
             await newcomer.connect(peer.address)
         for client in clients:
             client.close()
+
+
+async def test_a_peer_without_a_free_file_says_so_and_accepts_again(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as log, running_peer(log, "--more-files", "10") as peer:
+        async with host_at(peer) as host:
+            clients = [socket.create_connection(peer.endpoint) for _ in range(40)]
+            await until(lambda: "cannot accept connections for now" in (tmp_path / "log").read_text())
+            assert await echoed(host, peer.peer_id, b"unhurt") == b"unhurt"
+            for client in clients:
+                client.close()
+            async with host_at() as newcomer:
+                await until_connected(newcomer, peer.address)
+
+
+async def until_connected(host: MeshHost, address: str) -> None:
+    with trio.fail_after(10):
+        while not host.peers():
+            with contextlib.suppress(DialError):
+                await host.connect(address)
 
 
 async def test_a_killed_peer_is_noticed_at_once(tmp_path: Path) -> None:
