@@ -17,7 +17,7 @@ LIVES = 2000  # of short-lived peers
 AT_ONCE = 8
 GROWTH_BYTES = 12 * MIB  # allowed for all of them: the addresses of peers are remembered, some bytes each
 HOSTILE = 200  # clients at once; the node handshakes with 64 at once
-HANDSHAKE_SECONDS = 3.0  # in the node under attack, in place of 10
+HANDSHAKE_SECONDS = 4.0  # in the node under attack, in place of 10
 
 
 async def state_of(client: lattica.Node, server: NodeProcess) -> dict[str, int]:
@@ -155,19 +155,16 @@ async def test_200_garbage_half_open_and_slow_loris_clients_stop_no_service(tmp_
             async with trio.open_nursery() as nursery:
                 for number in range(HOSTILE):
                     nursery.start_soon(attack, (garbage, half_open, slow_loris)[number % 3], number)
-                served = newcomers = 0
+                served = 0
                 while hung_up < HOSTILE:
-                    assert await client.rpc.call(server.peer_id, "break.echo", served, timeout=2) == served
-                    served += 1
-                    if served % 10 == 0:
-                        async with open_client(server) as newcomer:
-                            answer = await newcomer.rpc.call(server.peer_id, "break.echo", served, timeout=2)
-                            assert answer == served
-                            newcomers += 1
-                    await trio.sleep(0.02)
+                    assert await client.rpc.call(server.peer_id, "break.echo", served, timeout=5) == served
+                    async with open_client(server) as newcomer:
+                        answer = await newcomer.rpc.call(server.peer_id, "break.echo", served, timeout=5)
+                        assert answer == served
                     during = await state_of(client, server)
                     assert during["memory"] - before["memory"] <= 16 * MIB
-                assert newcomers >= 2, "the attack was over before anybody new had come"
+                    served += 1
+                assert served, "the attack was over before anybody new had come"
             # The node hung up on all 200 by itself, and nothing of them is left.
             await until(back_to(before, client, server))
 

@@ -33,6 +33,7 @@ class NodeProcess:
     process: subprocess.Popen[bytes]
     address: str
     log: Path
+    stdin: socket.socket
 
     @property
     def peer_id(self) -> PeerId:
@@ -49,6 +50,10 @@ class NodeProcess:
 
     def signal(self, how: signal.Signals) -> None:
         os.kill(self.process.pid, how)
+
+    def stop(self) -> None:
+        """Let it leave the block of its node; does not wait for it."""
+        self.stdin.close()
 
     def kill(self) -> float:
         """kill -9; when that was, on the machine's monotonic clock."""
@@ -80,7 +85,7 @@ def node_process(
         ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
         line = process.stdout.readline() if ready else b""
         assert line, f"no address within {START_SECONDS} s:\n{log.read_text()[-5000:]}"
-        yield NodeProcess(process, json.loads(line)["address"], log)
+        yield NodeProcess(process, json.loads(line)["address"], log, ours)
     finally:
         ours.close()
         if process.poll() is None:
