@@ -45,7 +45,9 @@ class OtherPeer:
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._asked = 0
-        self._lines: list[dict[str, Any]] = []  # that nobody has taken yet
+        self._asking = trio.Lock()  # whole lines, whoever else asks
+        self._replies: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
+        self._events: list[dict[str, Any]] = []  # that nobody has taken yet
         self._more = trio.lowlevel.ParkingLot()
         self._ended = False
 
@@ -58,12 +60,19 @@ class OtherPeer:
         """Ask for something and wait for its result. Raises PeerError."""
         self._asked += 1
         number = self._asked
-        request = {"id": number, "do": command} | {
+        give, take = trio.open_memory_channel[dict[str, Any]](1)
+        self._replies[number] = give
+        plain = {
             name: str(value) if isinstance(value, PeerId) else value for name, value in arguments.items()
         }
+        line = json.dumps({"id": number, "do": command} | plain).encode() + b"\n"
         assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps(request).encode() + b"\n")
-        reply = await self._take(lambda line: line.get("id") == number, f"answered {command!r}")
+        async with self._asking:
+            await self._process.stdin.send_all(line)
+        try:
+            reply = await take.receive()
+        except trio.EndOfChannel:
+            raise PeerError(f"the peer ended before it answered {command!r}") from None
         if "error" in reply:
             raise PeerError(reply["error"])
         result: dict[str, Any] = reply["result"]
@@ -73,15 +82,12 @@ class OtherPeer:
         self, kind: str, *, where: Callable[[dict[str, Any]], bool] = lambda event: True
     ) -> dict[str, Any]:
         """The oldest event of a kind that nobody has taken yet; waits for it."""
-        return await self._take(lambda line: line.get("event") == kind and where(line), f"reported {kind!r}")
-
-    async def _take(self, wanted: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
         while True:
-            for index, line in enumerate(self._lines):
-                if wanted(line):
-                    return self._lines.pop(index)
+            for index, event in enumerate(self._events):
+                if event["event"] == kind and where(event):
+                    return self._events.pop(index)
             if self._ended:
-                raise PeerError(f"the peer ended before it {what}")
+                raise PeerError(f"the peer ended before it reported {kind!r}")
             await self._more.park()
 
     def kill(self) -> None:
@@ -91,13 +97,24 @@ class OtherPeer:
     async def listen(self) -> None:
         """Take in its lines until it ends."""
         assert self._process.stdout is not None
-        rest = b""
+        rest = bytearray()
         async for data in self._process.stdout:
-            *lines, rest = (rest + data).split(b"\n")
-            self._lines.extend(json.loads(line) for line in lines)
-            self._more.unpark_all()
+            rest += data
+            if b"\n" in data:
+                *lines, rest = rest.split(b"\n")
+                for line in lines:
+                    self._heard(json.loads(line))
         self._ended = True
         self._more.unpark_all()
+        for waiting in self._replies.values():
+            waiting.close()
+
+    def _heard(self, line: dict[str, Any]) -> None:
+        if "event" in line:
+            self._events.append(line)
+            self._more.unpark_all()
+        else:
+            self._replies.pop(line["id"]).send_nowait(line)
 
 
 @asynccontextmanager
@@ -254,6 +271,7 @@ async def connected(
             else:
                 reply = await other.do("dial", address=ours.addresses[0])
                 assert reply["peer"] == str(ours.peer_id)
+                await until(ours.peers)  # who dials may be done before the other end is
             yield Pair(ours, held, other)
 
 

@@ -18,7 +18,8 @@ async function answer (commands, { id, do: name, ...argument }) {
     if (!Object.hasOwn(commands, name)) throw new Error(`unknown command "${name}"`)
     write({ id, result: (await commands[name](argument)) ?? {} })
   } catch (error) {
-    write({ id, error: `${error.name}: ${error.message}` })
+    const cause = error instanceof Error ? error : error.error ?? new Error(error.type) // p-event throws events
+    write({ id, error: `${cause.name}: ${cause.message}` })
   }
 }
 

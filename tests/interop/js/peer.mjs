@@ -27,10 +27,7 @@ const node = await createLibp2p({
   nodeInfo: { userAgent: 'js-libp2p interop' },
   transports: [tcp()],
   connectionEncrypters: [noise()],
-  streamMuxers: [yamux({
-    ...limits,
-    ...(options.window_bytes && { streamOptions: { initialStreamWindowSize: options.window_bytes } })
-  })],
+  streamMuxers: [yamux(limits)],
   services: { identify: identify(), identifyPush: identifyPush(), ping: ping() }
 })
 
