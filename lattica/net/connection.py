@@ -261,14 +261,16 @@ class MuxedConnection:
     async def open(self, protocols: Sequence[str]) -> MuxedStream | None:
         """Open a stream under the first protocol that the peer speaks; None when it speaks none of them.
 
-        Returns at once, the proposal on its way, when the peer is known to speak one. Should it have changed its
-        mind, the first receive says so.
+        Returns at once, the proposal on its way, when the peer is known to speak one of them, or when there is one
+        only and it has not yet said what it speaks. Should it refuse, the first receive says so.
 
         Raises:
             StreamError: the connection is closed or was lost.
             RemoteProtocolError: the peer broke the negotiation.
         """
         known = next((protocol for protocol in protocols if protocol in self.spoken), None)
+        if known is None and not self.spoken and len(protocols) == 1:
+            known = protocols[0]
         stream = self.open_now()
         agreed = False
         try:

@@ -79,16 +79,17 @@ class MessageReader:
             raise RemoteProtocolError("a multistream message that is not UTF-8") from error
 
 
-async def offer(pipe: Pipe, protocols: Sequence[str]) -> tuple[str | None, bytes]:
+async def offer(pipe: Pipe, protocols: Sequence[str], *, then: bytes = b"") -> tuple[str | None, bytes]:
     """Ask for the first of `protocols` that the other side speaks.
 
+    `then` follows the first proposal without waiting: what the first protocol begins with, when it is the only one.
     Returns the protocol, None when it speaks none of them, and the bytes that already followed the agreement.
 
     Raises:
         RemoteProtocolError: the other side doesn't speak multistream-select, or left.
     """
     reader = MessageReader()
-    await pipe.send_all(encode(GREETING, protocols[0]))
+    await pipe.send_all(encode(GREETING, protocols[0]) + then)
     await _expect_greeting(pipe, reader)
     for wish, following in zip(protocols, [*protocols[1:], None], strict=True):
         answer = await _message(pipe, reader)

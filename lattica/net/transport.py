@@ -206,21 +206,17 @@ class Transport:
         """Negotiate /noise, shake hands, negotiate /yamux/1.0.0 inside; `expected` None: we were dialled."""
         initiator = expected is not None
         pipe = sockets.Pipe(sock, answer_by=answer_by)
+        handshake = NoiseHandshake(self._identity, initiator=initiator, expected=expected)
         if initiator:
-            chosen, early = await multistream.offer(pipe, [NOISE])
+            chosen, early = await multistream.offer(pipe, [NOISE], then=handshake.start())
             if chosen is None:
                 raise RemoteProtocolError(f"the other side does not speak {NOISE}")
         else:
             _, early = await multistream.answer(pipe, {NOISE})
-        handshake = NoiseHandshake(self._identity, initiator=initiator, expected=expected)
-        if initiator:
-            await pipe.send_all(handshake.start())
         reply = handshake.receive(early)
-        while True:
+        while handshake.result is None:
             if reply:
                 await pipe.send_all(reply)
-            if handshake.result is not None:
-                break
             data = await pipe.receive_some(HANDSHAKE_READ_BYTES)
             if not data:
                 raise RemoteProtocolError("the other side closed the connection during the handshake")
@@ -232,7 +228,7 @@ class Transport:
             receive_key=secured.receive_key,
             windows=self._windows,
         )
-        sealed = _SealedPipe(pipe, machine, secured.early)
+        sealed = _SealedPipe(pipe, machine, early=secured.early, last=reply)
         if initiator:
             chosen, early = await multistream.offer(sealed, [yamux.PROTOCOL])
             if chosen is None:
@@ -268,15 +264,22 @@ class _Place:
 
 
 class _SealedPipe:
-    """A TCP stream inside Noise records, as the negotiation sees it."""
+    """A TCP stream inside Noise records, as the negotiation sees it.
 
-    def __init__(self, pipe: sockets.Pipe, machine: Mux, early: bytes) -> None:
+    Args:
+        early: what was read behind the handshake.
+        last: the handshake's last message, which leaves with the first record.
+    """
+
+    def __init__(self, pipe: sockets.Pipe, machine: Mux, *, early: bytes, last: bytes) -> None:
         self._pipe = pipe
         self._machine = machine
         self._early = early
+        self._last = last
 
     async def send_all(self, data: bytes) -> None:
-        await self._pipe.send_all(self._machine.seal(data))
+        last, self._last = self._last, b""
+        await self._pipe.send_all(last + self._machine.seal(data))
 
     async def receive_some(self, max_bytes: int) -> bytes:
         plain, self._early = self._machine.open(self._early) if self._early else b"", b""

@@ -110,6 +110,22 @@ async def test_a_protocol_that_is_spoken_no_more_is_an_error_at_the_first_receiv
             await stream.send_all(b"more")
 
 
+async def test_a_lone_protocol_is_tried_before_the_peer_has_said_what_it_speaks() -> None:
+    async with connected() as (server, client):
+        connection(client).spoken = frozenset()
+        opening = client.open_stream(server.host.peer_id, [ECHO])
+        with pytest.raises(StopIteration) as done:
+            opening.send(None)
+        await done.value.value.send_all(b"hello")
+        assert await done.value.value.receive_some() == b"hello"
+
+
+async def test_what_a_peer_does_not_list_is_asked_for_and_refused() -> None:
+    async with connected() as (server, client):
+        with pytest.raises(StreamError, match="does not speak /nobody"):
+            await client.open_stream(server.host.peer_id, ["/nobody"])
+
+
 async def test_a_stream_that_is_closed_before_its_answer_came_leaves_nothing() -> None:
     async with connected() as (server, client):
         for _ in range(50):
