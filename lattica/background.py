@@ -12,7 +12,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
 from functools import partial
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Notify = Callable[[], None]
 
 EXIT_SECONDS: Final = 5.0  # for a node that nobody closed, when the interpreter exits
+_MAX_ITEMS: Final = 255  # taken beside the first one, so that the trio thread goes on with other work
 _THREAD: Final = "lattica"
 
 
@@ -301,6 +303,20 @@ class Held(Generic[T]):
         finally:
             self._opened.set()
             self._ended.set()
+
+
+async def take_items(stream: AsyncIterator[Any], into: deque[Any]) -> None:
+    """Wait for a stream's next item, then take what has arrived with it: one crossing for all of them.
+
+    Raises what the stream raises in place of the first; later it would say the same again. Whoever is cancelled
+    loses no item: they lie in `into`.
+    """
+    into.append(await stream.__anext__())
+    with trio.CancelScope(shield=True) as scope, suppress(StopAsyncIteration, LatticaError):
+        # Set inside, a deadline that has passed ends the first wait; set at the start, it would end all at once.
+        scope.deadline = trio.current_time()
+        for _ in range(_MAX_ITEMS):
+            into.append(await stream.__anext__())
 
 
 def _closed() -> LocalProtocolError:

@@ -7,12 +7,13 @@ that call; the node closes when the block is left.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from lattica.background import Background, Held
+from lattica.background import Background, Held, take_items
 from lattica.config import NodeConfig
 from lattica.dht.records import Record
 from lattica.dht.service import DEFAULT_TTL_SECONDS, Records
@@ -219,6 +220,7 @@ class BlockingStream:
         self._background = background
         self._block = block
         self._held: Held[ClientStream] | None = None
+        self._items: deque[Any] = deque()  # arrived with one that was asked for
 
     def __enter__(self) -> Self:
         if self._held is not None:
@@ -232,6 +234,7 @@ class BlockingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._held is not None
+        self._items.clear()
         try:
             self._background.call(self._held.leave)
         except Exception:
@@ -243,26 +246,25 @@ class BlockingStream:
 
     def __next__(self) -> Any:
         """The handler's next item. Raises what the handler raised, after the items before it."""
-        stream = self._stream
-        try:
-            return self._work(lambda: stream().__anext__())
-        except StopAsyncIteration:
-            raise StopIteration from None
+        if not self._items:
+            try:
+                self._work(lambda: take_items(self._stream(), self._items))
+            except StopAsyncIteration:
+                raise StopIteration from None
+        return self._items.popleft()
 
     def send(self, item: object) -> None:
         """As `ClientStream.send`: waits while the handler's side has no room."""
-        stream = self._stream
-        self._work(lambda: stream().send(item))
+        self._work(lambda: self._stream().send(item))
 
     def finish(self) -> None:
         """Say that no more items come."""
-        stream = self._stream
-        self._work(lambda: stream().finish())
+        self._work(lambda: self._stream().finish())
 
     def result(self) -> Any:
         """What the handler returns, None for a generator. Says `finish` first; drops items not yet read."""
-        stream = self._stream
-        return self._work(lambda: stream().result())
+        self._items.clear()
+        return self._work(lambda: self._stream().result())
 
     def _stream(self) -> ClientStream:
         assert self._held is not None

@@ -1,24 +1,17 @@
-"""The asyncio face of a node: `async with lattica.aio.open_node(config) as node`, with the same names.
-
-The node runs on a trio thread of its own. Calls cross over in batches: what an event loop asks in one pass wakes
-the other thread once, and so do the answers. Cancelling a task cancels what it waits for there.
-"""
+"""What a node offers, as asyncio's coroutines, iterators and context managers."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
-from functools import partial, wraps
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import trio
-
-from lattica.background import Background, Held, Job
+from lattica.aio.bridge import Bridge
+from lattica.aio.handlers import in_asyncio
+from lattica.background import Background, Held, take_items
 from lattica.config import NodeConfig
 from lattica.dht.records import Record
 from lattica.dht.service import DEFAULT_TTL_SECONDS, Records
@@ -27,151 +20,16 @@ from lattica.ids import PeerId
 from lattica.net.api import Peer
 from lattica.node import Mapping as NatMapping
 from lattica.node import Node, Reachability
-from lattica.node import open_node as open_trio_node
 from lattica.protocols import DEFAULT_TIMEOUT_SECONDS
-from lattica.rpc.methods import Handler
-from lattica.rpc.outside import OutsideCall, is_threaded
-from lattica.rpc.service import Call, ClientStream, Rpc, Service
+from lattica.rpc.service import ClientStream, Rpc, Service
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-_END: Final = object()
 
 
 def open_node(config: NodeConfig | None = None) -> AsyncioNode:
     """A node for asyncio: `async with lattica.aio.open_node(config) as node`. Raises as `lattica.open_node` does."""
     return AsyncioNode(config)
-
-
-class Bridge:
-    """Between an asyncio loop and a Background: functions to run, in order, one wake-up for all that wait."""
-
-    def __init__(self, config: NodeConfig | None) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.opened = Waiter(self)
-        self.ended = Waiter(self)
-        self.background = Background(lambda: open_trio_node(config), opened=self.opened, ended=self.ended)
-        self._there: deque[Callable[[], object]] = deque()
-        self._here: deque[Callable[[], object]] = deque()
-        self._is_waking_there = False
-        self._is_waking_here = False
-
-    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run work on the trio thread; its result. Cancelled, it waits until the work has been cancelled."""
-        if asyncio.get_running_loop() is not self.loop:
-            raise LocalProtocolError("the node belongs to another event loop; open one in this loop")
-        self.background.check()
-        waiter = Waiter(self)
-        job = Job(work, waiter)
-        self.run_there(partial(self.background.submit, job))
-        await waiter.wait(partial(self.run_there, job.cancel))
-        return job.result()
-
-    def run_there(self, function: Callable[[], object]) -> None:
-        """Run a function on the trio thread, soon. From the loop's thread."""
-        self._there.append(function)
-        if self._is_waking_there:
-            return
-        self._is_waking_there = True
-        try:
-            self.background.post(self._run_there)
-        except BaseException:
-            self._is_waking_there = False
-            self._there.clear()
-            raise
-
-    def run_here(self, function: Callable[[], object]) -> None:
-        """Run a function in the loop, soon. From the trio thread; RuntimeError when the loop is closed."""
-        self._here.append(function)
-        if self._is_waking_here:
-            return
-        self._is_waking_here = True
-        try:
-            self.loop.call_soon_threadsafe(self._run_here)
-        except RuntimeError:
-            self._is_waking_here = False
-            self._here.clear()
-            raise
-
-    def _run_there(self) -> None:
-        self._is_waking_there = False
-        while self._there:
-            self._there.popleft()()
-
-    def _run_here(self) -> None:
-        self._is_waking_here = False
-        while self._here:
-            self._here.popleft()()
-
-    # Handlers
-
-    async def run_handler(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a handler's coroutine in the loop; from trio. Cancelled, it cancels the handler and goes on."""
-        done = trio.Event()
-        task: asyncio.Task[T] | None = None
-
-        def start() -> None:
-            nonlocal task
-            task = self.loop.create_task(work)
-            task.add_done_callback(finished)
-
-        def finished(task: asyncio.Task[T]) -> None:
-            task.cancelled() or task.exception()  # it is read here, whether or not somebody waits for it
-            with suppress(LocalProtocolError):
-                self.run_there(done.set)
-
-        def cancel() -> None:
-            if task is not None:
-                task.cancel()
-
-        try:
-            self.run_here(start)
-        except RuntimeError as error:
-            work.close()
-            raise LocalProtocolError("the event loop of the handler is closed") from error
-        try:
-            await done.wait()
-        except trio.Cancelled:
-            with suppress(RuntimeError):
-                self.run_here(cancel)
-            raise
-        assert task is not None
-        if task.cancelled():
-            raise LocalProtocolError("the handler was cancelled in its event loop")
-        return task.result()
-
-
-class Waiter:
-    """One task's wait for one word from the trio thread; called there."""
-
-    __slots__ = ("_bridge", "_future", "_is_over")
-
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
-        self._future: asyncio.Future[None] = bridge.loop.create_future()
-        self._is_over = False
-
-    def __call__(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._bridge.run_here(self._finish)
-
-    def _finish(self) -> None:
-        self._is_over = True
-        if not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self, cancel: Callable[[], object]) -> None:
-        """Until the word comes. When this task is cancelled: `cancel`, wait for the word, raise CancelledError."""
-        try:
-            await self._future
-        except asyncio.CancelledError:
-            with suppress(LocalProtocolError):
-                cancel()
-                if not self._is_over:
-                    self._future = self._bridge.loop.create_future()
-                    await self._future
-            raise
 
 
 class AsyncioNode:
@@ -328,7 +186,7 @@ class AsyncioRpc:
         """
         here = Service(service.name)
         for name, method in service.methods.items():
-            here.add(name, _in_asyncio(self._bridge, method.handler))
+            here.add(name, in_asyncio(self._bridge, method.handler))
         self._bridge.background.read(lambda node: self._rpc().register(here))
 
     @property
@@ -364,6 +222,7 @@ class AsyncioStream:
         self._bridge = bridge
         self._held = Held[ClientStream](bridge.background, block)
         self._is_entered = False
+        self._items: deque[Any] = deque()  # arrived with one that was asked for
 
     async def __aenter__(self) -> Self:
         if self._is_entered:
@@ -375,6 +234,7 @@ class AsyncioStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._items.clear()
         try:
             await self._bridge.call(self._held.leave)
         except Exception:
@@ -386,7 +246,9 @@ class AsyncioStream:
 
     async def __anext__(self) -> Any:
         """The handler's next item. Raises what the handler raised, after the items before it."""
-        return await self._work(lambda: self._held.value.__anext__())
+        if not self._items:
+            await self._work(lambda: take_items(self._held.value, self._items))
+        return self._items.popleft()
 
     async def send(self, item: object) -> None:
         """As `ClientStream.send`: waits while the handler's side has no room."""
@@ -398,6 +260,7 @@ class AsyncioStream:
 
     async def result(self) -> Any:
         """What the handler returns, None for a generator. Says `finish` first; drops items not yet read."""
+        self._items.clear()
         return await self._work(lambda: self._held.value.result())
 
     async def _work(self, function: Callable[[], Awaitable[Any]]) -> Any:
@@ -426,53 +289,3 @@ class AsyncioRecords:
     async def get_all(self, key: str) -> list[Record]:
         """As `Records.get_all`."""
         return await self._bridge.call(lambda: self._records().get_all(key))
-
-
-class _Items:
-    """A caller's items for a handler in asyncio."""
-
-    def __init__(self, bridge: Bridge, items: AsyncIterator[Any]) -> None:
-        self._bridge = bridge
-        self._items = items
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await self._bridge.call(self._items.__anext__)
-
-
-def _in_asyncio(bridge: Bridge, handler: Handler) -> Handler:
-    """A handler that asyncio runs, as one for trio. What runs in threads does so already."""
-    if is_threaded(handler):
-        return handler
-
-    def outside(call: Call) -> OutsideCall:
-        return OutsideCall(call, _Items(bridge, call.items.__aiter__()))
-
-    if inspect.isasyncgenfunction(handler):
-
-        @wraps(handler)
-        async def stream(call: Call, *args: Any) -> AsyncIterator[Any]:
-            items = handler(outside(call), *args)
-            try:
-                while (item := await bridge.run_handler(_next(items))) is not _END:
-                    yield item
-            finally:
-                with suppress(RuntimeError):
-                    bridge.run_here(lambda: bridge.loop.create_task(items.aclose()))
-
-        return stream
-
-    @wraps(handler)
-    async def unary(call: Call, *args: Any) -> Any:
-        return await bridge.run_handler(handler(outside(call), *args))
-
-    return unary
-
-
-async def _next(items: AsyncIterator[Any]) -> Any:
-    try:
-        return await items.__anext__()
-    except StopAsyncIteration:
-        return _END
