@@ -25,12 +25,18 @@ def test_the_greeter_makes_calls_of_every_shape(repository: Path) -> None:
     assert others == ["count: [0, 1, 2]", "total: 42", "refused: greeter.hello takes 1 argument, got 0"]
 
 
+def test_the_portal_makes_the_same_calls_without_async(repository: Path) -> None:
+    hello, *others = run(repository, "portal.py")
+    assert hello.startswith("hello Ada, says 12D3Koo")
+    assert others == ["count: [0, 1, 2]", "total: 42", "refused: greeter.hello takes 1 argument, got 0"]
+
+
 def test_a_worker_is_found_by_its_record_and_called(repository: Path) -> None:
     kept, answer = run(repository, "records.py")
     assert kept == "ada's note is kept by 1 peer"
     assert "says [320, 240], until " in answer
 
 
-@pytest.mark.parametrize("name", ["greeter.py", "records.py", "three_shards.py"])
+@pytest.mark.parametrize("name", ["greeter.py", "portal.py", "records.py", "three_shards.py"])
 def test_an_example_fits_on_a_page(repository: Path, name: str) -> None:
     assert len((repository / "examples" / name).read_text().splitlines()) < 60
