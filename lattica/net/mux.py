@@ -1,8 +1,8 @@
 """One connection's Noise records and Yamux frames as one machine: bytes of the socket on one side, streams on
 the other. Opens no socket, starts no task, reads no clock.
 
-`make_mux` gives the machine that connections use. `ReferenceMux` is the same in Python, to read and to test
-against: both give the same events and the same bytes for the same calls.
+`make_mux` gives the machine that connections use, which is native. `ReferenceMux` is the same in Python, to read
+and to test against: both give the same events and the same bytes for the same calls.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from lattica import _native
+from lattica._native import WindowBudget
 from lattica.errors import LocalProtocolError, RemoteProtocolError
 from lattica.net.noise import MAX_PLAINTEXT_BYTES, NoiseSession
-from lattica.net.windows import WindowBudget
+from lattica.net.windows import ReferenceBudget
 from lattica.net.yamux import (
     ENDED,
     OPENED,
@@ -36,6 +38,7 @@ __all__ = [
     "WRITABLE",
     "Event",
     "Mux",
+    "ReferenceBudget",
     "ReferenceMux",
     "WindowBudget",
     "make_mux",
@@ -145,10 +148,10 @@ class Mux(Protocol):
 
 
 class ReferenceMux:
-    """`Mux` in Python. Each key is 32 bytes; `windows` is shared by all connections of a node."""
+    """`Mux` in Python. Each key is 32 bytes."""
 
     def __init__(
-        self, *, initiator: bool, send_key: bytes, receive_key: bytes, windows: WindowBudget
+        self, *, initiator: bool, send_key: bytes, receive_key: bytes, windows: ReferenceBudget
     ) -> None:
         self._noise = NoiseSession(send_key=send_key, receive_key=receive_key)
         self._yamux = Yamux(initiator=initiator, windows=windows)
@@ -253,5 +256,9 @@ class ReferenceMux:
 
 
 def make_mux(*, initiator: bool, send_key: bytes, receive_key: bytes, windows: WindowBudget) -> Mux:
-    """The mux of one connection, whose handshake gave these keys."""
-    return ReferenceMux(initiator=initiator, send_key=send_key, receive_key=receive_key, windows=windows)
+    """The mux of one connection, whose handshake gave these keys, 32 bytes each.
+
+    Args:
+        windows: shared by all connections of a node.
+    """
+    return _native.Mux(initiator=initiator, send_key=send_key, receive_key=receive_key, windows=windows)

@@ -19,7 +19,7 @@ MIN_ROUND_TRIP: Final = (
 )
 
 
-class WindowBudget:
+class ReferenceBudget:
     """Growth of receive windows beyond their first size, for all connections that share this.
 
     Args:

@@ -21,7 +21,7 @@ from lattica.net.windows import (
     KIB,
     MAX_WINDOW,
     ReceiveWindow,
-    WindowBudget,
+    ReferenceBudget,
 )
 
 PROTOCOL = "/yamux/1.0.0"
@@ -70,7 +70,7 @@ class _Stream:
 class Yamux:
     """One side of a multiplexed connection. See `lattica.net.mux.Mux`, whose part behind the records this is."""
 
-    def __init__(self, *, initiator: bool, windows: WindowBudget) -> None:
+    def __init__(self, *, initiator: bool, windows: ReferenceBudget) -> None:
         self.gone = False  # the other side went away: no new streams
         self.rtt: float | None = None
         self.unread_bytes = 0

@@ -1,11 +1,12 @@
-//! The native parts: seeded noise, the walk down a draft tree, the suffix automaton.
+//! The native parts: seeded noise, the walk down a draft tree, the suffix automaton, the mux of a connection.
 //!
-//! The modules know no Python. This file is the shim: it checks buffers, releases the GIL and maps errors; what Python
+//! The modules know no Python. `python` is the shim: it checks buffers, releases the GIL and maps errors; what Python
 //! sees is described in `lattica/_native.pyi`.
 
 pub mod automaton;
 pub mod draft;
 pub mod math;
+pub mod mux;
 pub mod noise;
 pub mod row;
 pub mod sample;

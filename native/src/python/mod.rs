@@ -1,5 +1,7 @@
 //! The Python face. See `lattica/_native.pyi`.
 
+mod mux;
+
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -29,6 +31,9 @@ impl From<WalkError> for PyErr {
 #[pymodule]
 mod _native {
     use super::*;
+
+    #[pymodule_export]
+    use super::mux::{Mux, WindowBudget};
 
     #[pyfunction]
     #[pyo3(signature = (tokens, parents, rows, *, position, seed, temperature, top_k, top_p, logprobs))]
