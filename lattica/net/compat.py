@@ -29,8 +29,8 @@ Never met, because our own code does it (the test that would fail is named):
 
 Not met, because what it is about is not used: QUIC (idle reads fail after 30 s, 3 MB/s), AutoNAT v1 (answers OK for
 what cannot be reached), bitswap, gossipsub (10 messages a second), its Kademlia service and its tables, its relay
-transport, discovery and DCUtR (to be replaced by our own code under `net/`, which minds FACTS of theirs there), the
-peer store's UNKNOWN connections that lose to a relay.
+transport, discovery and DCUtR, the peer store's UNKNOWN connections that lose to a relay. Whoever runs libp2p's own
+Swarm on our transport (`faces`) has its faults back, all but the slots: `faces.ListenerFace` frees those.
 
 Not mended, because it is not ours: the wheel installs top-level packages `docs`, `examples`, `interop` and `stubs`;
 `import libp2p` takes a second and 60 MB, whatever part of it is wanted.
