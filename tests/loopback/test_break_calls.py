@@ -49,10 +49,11 @@ async def test_a_handler_that_sleeps_3_s_delays_no_call_ping_or_new_connection(s
         assert await client.rpc.call(server.peer_id, "break.count", "slept") == 0
 
 
-async def test_blocking_work_in_a_thread_delays_no_other_call(server: NodeProcess) -> None:
+async def test_a_plain_handler_that_blocks_delays_no_other_call(server: NodeProcess) -> None:
     async with open_client(server) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(client.rpc.call, server.peer_id, "break.block", 2.0)
-        await client.rpc.call(server.peer_id, "break.reach", "blocking", 1)
+        for _ in range(8):
+            nursery.start_soon(client.rpc.call, server.peer_id, "break.block", 2.0)
+        await client.rpc.call(server.peer_id, "break.reach", "blocking", 8)
         for number in range(20):
             assert await client.rpc.call(server.peer_id, "break.echo", number) == number
         assert await client.rpc.call(server.peer_id, "break.count", "blocked") == 0

@@ -96,13 +96,16 @@ def service(node: lattica.Node) -> lattica.Service:
     async def state(call: lattica.Call) -> dict[str, int]:
         descriptors, sockets = open_descriptors()
         return {
-            "memory": settled_memory(),
             "descriptors": descriptors,
             "sockets": sockets,
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "threads": threading.active_count(),
             "peers": len(node.peers()),
         }
+
+    @offered.method
+    async def memory(call: lattica.Call) -> int:
+        return settled_memory()
 
     @offered.method
     async def trace_memory(call: lattica.Call) -> int:
@@ -134,12 +137,11 @@ def service(node: lattica.Node) -> lattica.Service:
         counts.add("slept")
 
     @offered.method
-    async def block(call: lattica.Call, seconds: float) -> int:
-        """Work that holds its thread, done as docs/robustness.md says."""
-        counts.add("blocking")
-        await trio.to_thread.run_sync(time.sleep, seconds)
-        counts.add("blocked")
-        return threading.active_count()
+    def block(call: lattica.Call, seconds: float) -> None:
+        """A plain function, which holds its thread."""
+        trio.from_thread.run_sync(counts.add, "blocking")
+        time.sleep(seconds)
+        trio.from_thread.run_sync(counts.add, "blocked")
 
     @offered.method
     async def hold(call: lattica.Call, name: str = "hold") -> None:
