@@ -4,8 +4,8 @@ usage: python tools/delayed_link.py [--rtt-ms 100] [--mbit 200] [--loss 0.0] --l
 
 Each end is a namespace with loopback and a TUN device: 10.9.0.1 on the left, 10.9.0.2 on the right. This process
 stands between the two and holds each packet back for as long as the link says, since not every kernel has netem. It
-ends when the right's command does, with its exit status; the left's is stopped then. Nothing has a name, so nothing is
-left behind, however it ends.
+ends when the right's command does, with its exit status; the left's is stopped then. Namespaces and devices have no
+name and go with their last process, so an interrupted run leaves none behind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import random
 import select
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -98,17 +99,19 @@ class DelayedLink:
 
 
 class Way:
-    """One direction of the link: packets leave in order, at the link's rate, and arrive after its delay."""
+    """One direction of the link: packets leave in order, at the link's rate, and arrive after its delay.
+
+    Does no I/O and reads no clock: `now` is in seconds, from any clock that goes forward.
+    """
 
     def __init__(
-        self, target: int, *, delay: float, rate: float, loss: float, queue_bytes: int, rng: random.Random
+        self, *, delay: float, rate: float, loss: float, queue_bytes: int, rng: random.Random
     ) -> None:
-        self._target = target
         self._delay, self._rate, self._loss, self._queue_bytes = delay, rate, loss, queue_bytes
         self._rng = rng
         self._held: deque[tuple[float, bytes]] = deque()  # when each arrives
         self._free_at = 0.0  # when the last of them will have left
-        self.forwarded = self.lost = self.dropped = 0
+        self.lost = self.dropped = 0
 
     def take(self, packet: bytes, now: float) -> None:
         """A packet has come to the near end."""
@@ -122,18 +125,14 @@ class Way:
         self._free_at = leaves + len(packet) / self._rate
         self._held.append((max(self._free_at, now) + self._delay, packet))
 
-    def deliver(self, now: float) -> None:
-        """Hand over what has arrived at the far end by now."""
+    def arrived(self, now: float) -> Iterator[bytes]:
+        """What is at the far end by now and was not handed over before."""
         while self._held and self._held[0][0] <= now:
-            packet = self._held.popleft()[1]
-            try:
-                os.write(self._target, packet)
-                self.forwarded += 1
-            except OSError:  # the far end's own queue is full
-                self.dropped += 1
+            yield self._held.popleft()[1]
 
     @property
     def next_arrival(self) -> float:
+        """When `arrived` has something to give; inf while nothing is on its way."""
         return self._held[0][0] if self._held else float("inf")
 
 
@@ -147,26 +146,26 @@ def hold(settings: dict[str, float]) -> None:
         places[end] = f"/proc/{os.getpid()}/fd/{space}"
     rng = random.Random(seed)
     queue_bytes = int(settings.pop("queue_bytes"))
-    ways = {  # by the descriptor that a packet is read from
-        source: Way(target, queue_bytes=queue_bytes, rng=rng, **settings)
-        for source, target in (tuns, reversed(tuns))
+    ways = {  # by the descriptors that a packet is read from and written to
+        ends: Way(queue_bytes=queue_bytes, rng=rng, **settings) for ends in (tuple(tuns), tuple(tuns[::-1]))
     }
+    forwarded = 0
     print(json.dumps(places), flush=True)
     stdin = sys.stdin.fileno()
     while True:
         wait = min(way.next_arrival for way in ways.values()) - time.monotonic()
-        ready = select.select([stdin, *ways], [], [], min(max(wait, 0.0), 3600.0))[0]
+        ready = select.select([stdin, *tuns], [], [], min(max(wait, 0.0), 3600.0))[0]
         if stdin in ready and not os.read(stdin, 1):
             break
-        for source, way in ways.items():
+        for (source, target), way in ways.items():
             if source in ready:
                 for packet in _packets(source, mtu):
                     way.take(packet, time.monotonic())
-            way.deliver(time.monotonic())
-    totals = {
-        name: sum(getattr(way, name) for way in ways.values()) for name in ("forwarded", "lost", "dropped")
-    }
-    print(json.dumps(totals), flush=True)
+            for packet in way.arrived(time.monotonic()):
+                os.write(target, packet)
+                forwarded += 1
+    counts = {name: sum(getattr(way, name) for way in ways.values()) for name in ("lost", "dropped")}
+    print(json.dumps({"forwarded": forwarded, **counts}), flush=True)
 
 
 def _packets(tun: int, mtu: int) -> Iterator[bytes]:
@@ -227,6 +226,9 @@ def main() -> None:
         mtu=args.mtu,
         seed=args.seed,
     )
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # stop what runs at the ends, too
     try:
         sys.exit(run(link, shlex.split(args.left), shlex.split(args.right)))
     except OSError as error:
