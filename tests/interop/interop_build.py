@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,12 @@ def _build_rust(source: Path, target: Path) -> None:
 
 
 def _build_js(source: Path, target: Path) -> None:
-    for file in _sources(source):
-        shutil.copy2(file, target)
-    _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], target)
+    with tempfile.TemporaryDirectory() as folder:
+        for file in _sources(source):
+            shutil.copy2(file, folder)
+        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], Path(folder))
+        _run(["npm", "run", "build"], Path(folder))  # one file: a third of the time to start
+        shutil.copy2(Path(folder) / "bundle.mjs", target / "peer.mjs")
 
 
 RECIPES = {
