@@ -222,13 +222,13 @@ def _run_multistream(data: bytes) -> bool:
     again.feed(multistream.encode(*messages))
     assert [again.next_message() for _ in messages] == messages
     accepted = False
-    for negotiate in (
-        lambda pipe: multistream.answer(pipe, {"/yamux/1.0.0"}),
-        lambda pipe: multistream.offer(pipe, ["/lattica/rpc/1.0.0", "/yamux/1.0.0"]),
-    ):
+    for is_answering in (True, False):
         pipe = _Pipe(data)
         try:
-            chosen, rest = _finish(negotiate(pipe))
+            if is_answering:
+                chosen, rest = _finish(multistream.answer(pipe, {"/yamux/1.0.0"}))
+            else:
+                chosen, rest = _finish(multistream.offer(pipe, ["/lattica/rpc/1.0.0", "/yamux/1.0.0"]))
         except RemoteProtocolError:
             continue
         finally:
