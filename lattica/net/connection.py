@@ -28,7 +28,7 @@ log = logging.getLogger("lattica.net.connection")
 MIN_READ_BYTES: Final = 16 * KIB  # asked for in one read; doubled while reads are filled
 MAX_READ_BYTES: Final = 512 * KIB
 MIN_BATCH_BYTES: Final = 64 * KIB  # sealed and sent at once; doubled while the socket takes it
-MAX_BATCH_BYTES: Final = 256 * KIB
+MAX_BATCH_BYTES: Final = 128 * KIB
 CLOSE_SECONDS: Final = 1.0  # for the last frames to leave, and for the other side to hang up
 BROKE_PROTOCOL: Final = 1  # GO_AWAY's code
 
