@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -101,13 +102,47 @@ async def test_a_callers_timeout_is_kept_within_20_percent_and_cancels_the_handl
         assert seconds * (1 - TIMEOUT_SLACK) <= ended - start <= seconds * (1 + TIMEOUT_SLACK)
 
 
-async def test_a_cancelled_call_cancels_its_handler(server: NodeProcess) -> None:
+@pytest.mark.parametrize("kind", ["call", "stream"])
+async def test_a_handler_that_says_nothing_is_cancelled_with_its_caller(
+    server: NodeProcess, kind: str
+) -> None:
+    name = f"silent {kind}"
     async with open_client(server) as client:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client.rpc.call, server.peer_id, "break.hold", "cancelled")
-            await client.rpc.call(server.peer_id, "break.reach", "cancelled began", 1)
+
+            async def ask() -> None:
+                if kind == "call":
+                    await client.rpc.call(server.peer_id, "break.hold", name)
+                else:
+                    async with client.rpc.stream(server.peer_id, "break.hold", name) as items:
+                        await items.__anext__()
+
+            nursery.start_soon(ask)
+            await client.rpc.call(server.peer_id, "break.reach", f"{name} began", 1)
+            at = time.monotonic()
             nursery.cancel_scope.cancel()
-        await client.rpc.call(server.peer_id, "break.reach", "cancelled ended", 1, timeout=STOPS_SECONDS)
+        ended = await client.rpc.call(server.peer_id, "break.reach", f"{name} ended", 1)
+        assert ended - at <= STOPS_SECONDS
+
+
+async def test_a_timeout_ends_the_handler_of_a_caller_that_is_frozen(
+    server: NodeProcess, tmp_path: Path
+) -> None:
+    """What is left of it has travelled with the call: nobody has to say that it is over."""
+    name, seconds = "frozen caller", 2.0
+    async with open_client(server) as watcher:
+        with node_process(tmp_path) as caller:
+            await watcher.connect(caller.address)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    watcher.rpc.call, caller.peer_id, "break.call_hold", server.address, name, seconds
+                )
+                await watcher.rpc.call(server.peer_id, "break.reach", f"{name} began", 1)
+                at = time.monotonic()
+                caller.signal(signal.SIGSTOP)
+                ended = await watcher.rpc.call(server.peer_id, "break.reach", f"{name} ended", 1)
+                assert ended - at <= seconds * (1 + TIMEOUT_SLACK)
+                nursery.cancel_scope.cancel()
 
 
 async def test_200_calls_cancelled_in_mid_write_leave_the_connection_usable(server: NodeProcess) -> None:

@@ -223,6 +223,12 @@ def service(node: lattica.Node) -> lattica.Service:
             await items.__anext__()
             await trio.sleep_forever()
 
+    @offered.method
+    async def call_hold(call: lattica.Call, address: str, name: str, seconds: float) -> None:
+        """Calls `hold` of the node at `address`, with a timeout."""
+        peer = await node.connect(address)
+        await node.rpc.call(peer, "break.hold", name, timeout=seconds)
+
     return offered
 
 

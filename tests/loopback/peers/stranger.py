@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,20 +215,27 @@ def header(kind: int, flags: int, stream: int, length: int, *, version: int = 0)
 
 
 @asynccontextmanager
-async def stranger(port: int) -> AsyncIterator[Stranger]:
-    """A connection to 127.0.0.1:port, secured and multiplexed, from a peer that nobody has seen before."""
+async def stranger(
+    port: int, *, pause: Callable[[], Awaitable[None]] | None = None
+) -> AsyncIterator[Stranger]:
+    """A connection to 127.0.0.1:port, secured and multiplexed, from a peer that nobody has seen before.
+
+    `pause` is waited for in the middle of the handshake.
+    """
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     try:
-        yield await _secured(stream)
+        yield await _secured(stream, pause)
     finally:
         stream.socket.close()
 
 
-async def _secured(stream: trio.SocketStream) -> Stranger:
+async def _secured(stream: trio.SocketStream, pause: Callable[[], Awaitable[None]] | None) -> Stranger:
     pipe = _Plain(stream)
     wish = negotiation(GREETING, "/noise")
     await stream.send_all(wish)
     assert await pipe.exactly(len(wish)) == wish
+    if pause is not None:
+        await pause()
     identity, static = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
     noise = NoiseConnection.from_name(b"Noise_XX_25519_ChaChaPoly_SHA256")
     noise.set_keypair_from_private_bytes(Keypair.STATIC, static.private_bytes_raw())
