@@ -16,7 +16,10 @@ GATED_PREFIX: Final = "/lattica/"  # every inbound stream under it passes the no
 # Frames (bytes)
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
-MAX_FRAME_BYTES: Final = 64 * MIB  # one argument list or reply; larger values belong in a blob or a stream
+MAX_FRAME_BYTES: Final = 64 * MIB  # unless a limit says otherwise
+MAX_ARGUMENT_BYTES: Final = MAX_FRAME_BYTES  # one argument list; larger values belong in a blob or a stream
+MAX_REPLY_BYTES: Final = MAX_FRAME_BYTES  # one reply or item
+SMALL_FRAME_BYTES: Final = 16 * KIB  # bounded by the number of calls: 4,096 of them hold 64 MiB
 MAX_METHOD_BYTES: Final = 256  # "service.method"
 MAX_NESTING: Final = 32  # containers in containers; deeper values are somebody's attack or somebody's bug
 MAX_TENSOR_DIMS: Final = 8  # no model here needs more
@@ -29,15 +32,12 @@ INLINE_BYTES: Final = 4 * KIB  # bytes values from this size travel behind the a
 DEFAULT_TIMEOUT_SECONDS: Final = 30.0  # of a unary call that names none
 MAX_CALLS_PER_PEER: Final = 4096  # in flight; beyond it OverloadedError instead of a growing queue
 MAX_STREAMS_PER_PEER: Final = MAX_CALLS_PER_PEER + 1024  # inbound, idle ones too: room to answer "overloaded"
-MAX_BUFFERED_BYTES_PER_PEER: Final = (
-    4 * MAX_FRAME_BYTES
-)  # inbound frames under way or unread; then its streams wait
-READ_AHEAD_BYTES: Final = 64 * KIB  # of items that nobody has asked for yet; then the other side waits
-PROBE_SECONDS: Final = 5.0  # how often a stream that we do not read is asked whether it still lives
-LOOK_AFTER_SECONDS: Final = 1.0  # a pooled stream idle for longer is looked at before it carries a call
+MAX_RECEIVED_BYTES_PER_PEER: Final = 64 * MIB  # arguments of running calls; beyond it OverloadedError
+READ_BYTES: Final = 64 * KIB  # asked of a stream at once, where it is not known what comes
 MAX_ERROR_BYTES: Final = 4 * KIB  # of an error's text, and again of its details
 MAX_TRACE_BYTES: Final = 64  # a trace id is 16 hex digits; others' tracers use up to 55
 MAX_POOLED_STREAMS: Final = 64  # idle streams kept per peer: go-libp2p allows 75 per protocol and peer
+POOL_SECONDS: Final = 10.0  # how long those of a burst are kept beyond that, for the next burst
 
 # Records
 MAX_RECORD_KEY_BYTES: Final = 256

@@ -1,67 +1,84 @@
-"""Frames over one stream: reading ahead, within bounds, and writing whole frames."""
+"""Frames over one stream. No task reads it: who wants a frame waits for it, and bytes wait in the connection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
 
-from lattica.errors import StreamError
+from lattica.errors import RemoteProtocolError, StreamError
 from lattica.net.api import Stream
-from lattica.protocols import KIB, MIB, PROBE_SECONDS, READ_AHEAD_BYTES
-from lattica.rpc.call import Probe, pack
+from lattica.protocols import KIB, READ_BYTES, SMALL_FRAME_BYTES
 from lattica.rpc.codec import Part
 from lattica.rpc.framing import Body, FrameReader
 
-_READ_BYTES: Final = 64 * KIB
-_MAX_READ_BYTES: Final = 1 * MIB
-_PROBE: Final = pack(Probe())
-
-
-class Budget:
-    """How many bytes of large inbound frames one peer may have under way or unread, over all its streams."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._free = limit_bytes
-        self._lot = trio.lowlevel.ParkingLot()
-
-    async def take(self, size_bytes: int) -> None:
-        while self._free < size_bytes:
-            await self._lot.park()
-        self._free -= size_bytes
-
-    def give(self, size_bytes: int) -> None:
-        self._free += size_bytes
-        self._lot.unpark_all()
+_HEAD_BYTES: Final = 2 * KIB  # asked for where a large frame may follow, whose section is received into place
+_TURN: Final = 32  # frames that go through without waiting, then others have a turn
 
 
 class Channel:
     """One stream as frames. At most one task takes frames; sending is safe from several.
 
-    `take` reads from the stream itself, until `start_reading` gives that to a task. From then on the
-    stream's end is noticed even while nobody takes frames: `on_end` is called. The task stops reading while
-    READ_AHEAD_BYTES of whole frames wait to be taken, so that the other side's window fills up and it waits.
+    Args:
+        max_frame_bytes: what announces more breaks the protocol.
+        on_large: asked, before memory is taken, about each frame of more than SMALL_FRAME_BYTES: whether it is
+            wanted; else its bytes are dropped as they come. None: all are.
     """
 
-    def __init__(self, stream: Stream, *, max_frame_bytes: int, budget: Budget | None = None) -> None:
+    __slots__ = (
+        "_expired",
+        "_on_large",
+        "_reader",
+        "_sending",
+        "_sent",
+        "_stream",
+        "_taking",
+        "_turn",
+        "_wanted",
+        "idle_since",
+        "is_broken",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        max_frame_bytes: int,
+        on_large: Callable[[int], Awaitable[bool]] | None = None,
+    ) -> None:
         self.is_broken = False  # a frame was sent in part, or not at all: nothing may follow it
-        self.is_ended = False  # nothing more will come from the other side
-        self.on_end: Callable[[], None] | None = None
         self.idle_since = 0.0
         self._stream = stream
-        self._reader = FrameReader(max_frame_bytes)
-        self._budget = budget
-        self._reserved = 0
-        self._error: StreamError | None = None
-        self._pumping = False
-        self._arrivals = trio.lowlevel.ParkingLot()
-        self._room = trio.lowlevel.ParkingLot()
+        self._reader = FrameReader(
+            max_frame_bytes, ask_from=None if on_large is None else min(SMALL_FRAME_BYTES, max_frame_bytes)
+        )
+        self._on_large = on_large
+        self._wanted = READ_BYTES
+        self._taking = False
+        self._expired = False
+        self._turn = 0
         self._sending = False
         self._sent = trio.lowlevel.ParkingLot()
 
+    # Sending
+
+    def send_now(self, parts: list[Part]) -> bool:
+        """Send one frame if there is room for it and nobody is sending; else nothing. Raises StreamError."""
+        if self._sending:
+            return False
+        if self.is_broken:
+            raise StreamError("the stream is broken off")
+        return self._stream.send_nowait(parts)
+
     async def send(self, parts: list[Part]) -> None:
-        """Send one frame, after those that others are sending. Raises StreamError."""
+        """Send one frame, after those that others are sending. Raises StreamError.
+
+        Waits for the other side where it has to, and now and then for other tasks of this one.
+        """
+        if self.send_now(parts):
+            await self.take_turn()
+            return
         while self._sending:
             await self._sent.park()
         if self.is_broken:
@@ -76,109 +93,108 @@ class Channel:
             if self._sent:
                 self._sent.unpark()
 
-    def head(self) -> Body | None:
-        """The frame that `take` would give at once, if any."""
-        return self._reader.head()
+    async def take_turn(self) -> None:
+        """Let other tasks run if this stream's task has not waited for a while; the first time at once."""
+        if not self._turn % _TURN:
+            await trio.lowlevel.checkpoint()
+        self._turn += 1
+
+    # Receiving
 
     async def take(self) -> Body | None:
         """The next frame, None after a clean end between frames.
 
-        Raises RemoteProtocolError and StreamError.
+        Raises RemoteProtocolError and StreamError. Does not wait when a frame is here.
         """
-        while True:
-            body = self.take_nowait()
-            if body is not None:
-                return body
-            if self.is_ended:
-                if self._error is not None:
-                    raise StreamError(str(self._error)) from self._error
-                if not self._reader.is_between_frames:
+        reader = self._reader
+        body = reader.next()
+        if body is not None:
+            return body
+        self._taking = True
+        try:
+            while True:
+                if reader.asks:
+                    await self._ask()
+                elif not await self._receive():
+                    if reader.is_between_frames:
+                        return None
                     raise StreamError("the stream ended in the middle of a frame")
-                return None
-            if self._pumping:
-                await self._arrivals.park()
-            else:
-                await self._read()
+                body = reader.next()
+                if body is not None:
+                    # After a large frame most likely another one follows: leave its section where it is.
+                    self._wanted = _HEAD_BYTES if len(body[1]) > SMALL_FRAME_BYTES else READ_BYTES
+                    return body
+        finally:
+            self._taking = False
+
+    async def _receive(self) -> int:
+        """Wait for bytes of the next frame; how many came, 0 at the end."""
+        buffer = self._reader.buffer()
+        if buffer is not None:
+            size = await self._stream.receive_into(buffer)
+            self._reader.received(size)
+            return size
+        data = await self._stream.receive_some(self._wanted)
+        self._reader.feed(data)
+        return len(data)
 
     def take_nowait(self) -> Body | None:
         """The next frame if it is here. Raises RemoteProtocolError."""
-        body = self._reader.next()
-        if body is not None:
-            self._release(len(body[0]) + len(body[1]))
-            if self._room:
-                self._room.unpark()
+        return self._reader.next()
+
+    def head(self) -> Body | None:
+        """The frame that `take` would give at once, if any; None also while another task takes."""
+        if self._taking:
+            return None
+        body = self._reader.head()
+        if body is None and self._reader.buffer() is None and not self._reader.asks:
+            try:
+                data = self._stream.receive_nowait(self._wanted)
+            except StreamError:
+                return None  # for whoever takes, or sends, to find
+            if data:
+                self._reader.feed(data)
+                body = self._reader.head()
         return body
 
-    def start_reading(self, nursery: trio.Nursery) -> None:
-        """Read in a task of its own until the stream ends, or the nursery is cancelled."""
-        self._pumping = True  # before the task runs: from now on nobody else may read
-        nursery.start_soon(self._pump)
+    async def _ask(self) -> None:
+        if self._on_large is None or await self._on_large(self._reader.announced):
+            self._reader.admit()
+        else:
+            self._reader.skip()
 
-    async def _pump(self) -> None:
-        while not self.is_ended:
-            while self._reader.unread >= READ_AHEAD_BYTES and not self.is_ended:
-                with trio.move_on_after(PROBE_SECONDS) as waiting:
-                    await self._room.park()
-                if waiting.cancelled_caught:
-                    await self._probe()
-            if not self.is_ended:
-                await self._read()
-            if self._arrivals:
-                self._arrivals.unpark_all()
-        if self.on_end is not None:
-            self.on_end()
+    # Its state
+
+    def is_live(self) -> bool:
+        """Whether a stream that is between calls may carry another one, as far as can be known."""
+        if self.is_broken or self._sending or not self._reader.is_between_frames:
+            return False
+        try:
+            return self._stream.receive_nowait(1) is None  # neither more bytes nor an end
+        except StreamError:
+            return False
 
     @property
-    def is_reusable(self) -> bool:
-        """Whether the stream stands between frames, with nothing unread and nothing wrong."""
-        return not (self.is_broken or self.is_ended) and self._reader.is_between_frames
+    def is_expired(self) -> bool:
+        """Whether its call's time ran out."""
+        return self._expired
 
-    def detach(self) -> None:
-        """Go back to reading on demand, after the reading task has ended."""
-        self._pumping = False
-        self.on_end = None
-
-    async def is_quiet(self) -> bool:
-        """Whether a stream between calls still lives, as far as can be seen in a millisecond."""
-        if not self.is_reusable:
-            return False
-        with trio.move_on_after(0.001) as scope:
-            await self._read()
-        return scope.cancelled_caught
+    def expire(self) -> None:
+        """The time of its call is up: whoever waits for the stream is woken by a StreamError."""
+        self._expired = True
+        self.reset()
 
     def reset(self) -> None:
+        """Break the stream off."""
         self.is_broken = True
-        self._release(self._reserved)
         self._stream.reset()
 
     async def aclose(self) -> None:
-        self._release(self._reserved)
+        """End the stream."""
         await self._stream.aclose()
 
-    async def _read(self) -> None:
-        missing = self._reader.missing
-        if self._budget is not None and missing > READ_AHEAD_BYTES and not self._reserved:
-            size = self._reader.announced
-            await self._budget.take(size)
-            self._reserved = size
-        try:
-            data = await self._stream.receive_some(max(_READ_BYTES, min(missing, _MAX_READ_BYTES)))
-        except StreamError as error:
-            self._error, data = error, b""
-        if data:
-            self._reader.feed(data)
-        self.is_ended = not data or self._reader.is_failed
 
-    async def _probe(self) -> None:
-        # While we do not read we cannot see that the other side has left; a write to a reset stream fails.
-        if self._sending:
-            return  # and whoever is sending will see it
-        try:
-            await self.send(_PROBE)
-        except StreamError as error:
-            self._error, self.is_ended = error, True
-
-    def _release(self, size_bytes: int) -> None:
-        if self._reserved and size_bytes == self._reserved and self._budget is not None:
-            self._budget.give(size_bytes)
-            self._reserved = 0
+def blame(error: RemoteProtocolError, peer: object) -> RemoteProtocolError:
+    """The error, with the peer that it is about."""
+    error.peer = peer
+    return error

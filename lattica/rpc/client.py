@@ -1,85 +1,46 @@
-"""The caller's side of a call: streams kept for the next call, and the stream that a program holds."""
+"""The caller's side of a call: one that answers with one value, and the stream that a program holds."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
 from lattica.ids import PeerId
-from lattica.net.api import Stream
-from lattica.protocols import LOOK_AFTER_SECONDS
 from lattica.rpc.call import ClientCall, End, Failure, Item, Request, is_outcome
-from lattica.rpc.channel import Channel
+from lattica.rpc.channel import Channel, blame
 from lattica.rpc.codec import Part
 from lattica.rpc.failures import error_of
+from lattica.rpc.framing import Body, size_of
 from lattica.rpc.limits import Limits
-
-
-class Pool:
-    """Idle streams, per peer; the one used last is used next, so that the others may go cold.
-
-    A stream is kept only after a clean end of its call. One that has been idle for a while is looked at
-    before it is used: a peer that went away in the meantime costs a new stream, not a failed call.
-    """
-
-    def __init__(self, open_stream: Callable[[PeerId], Awaitable[Stream]], limits: Limits) -> None:
-        self._open_stream = open_stream
-        self._limits = limits
-        self._idle: dict[PeerId, list[Channel]] = {}
-
-    async def get(self, peer: PeerId) -> Channel:
-        """An idle stream that lives, else a new one. Raises what opening one raises."""
-        idle = self._idle.get(peer)
-        while idle:
-            channel = idle.pop()
-            if trio.current_time() - channel.idle_since <= LOOK_AFTER_SECONDS:
-                return channel
-            try:
-                is_quiet = await channel.is_quiet()
-            except BaseException:
-                channel.reset()
-                raise
-            if is_quiet:
-                return channel
-            channel.reset()
-        stream = await self._open_stream(peer)
-        return Channel(stream, max_frame_bytes=self._limits.max_frame_bytes)
-
-    def put(self, peer: PeerId, channel: Channel) -> None:
-        """Keep a stream whose call has ended cleanly; when there are enough of them, end it."""
-        idle = self._idle.setdefault(peer, [])
-        if channel.is_reusable and len(idle) < self._limits.max_pooled_streams:
-            channel.idle_since = trio.current_time()
-            idle.append(channel)
-        else:
-            channel.reset()
-
-    def drop(self, peer: PeerId) -> None:
-        """End the idle streams to a peer."""
-        for channel in self._idle.pop(peer, ()):
-            channel.reset()
-
-    def close(self) -> None:
-        for peer in list(self._idle):
-            self.drop(peer)
+from lattica.rpc.metrics import MethodStats
 
 
 class ClientStream:
     """A call with items in either direction, made by `Rpc.stream`.
 
     Iterate it for the handler's items, `send` items to it, `finish` to say that those were all, `result` for
-    what the handler returns. One task may iterate while another sends.
+    what the handler returned. One task may iterate while another sends.
     """
 
-    def __init__(self, channel: Channel, call: ClientCall, *, method: str, peer: PeerId) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        call: ClientCall,
+        *,
+        method: str,
+        peer: PeerId,
+        limits: Limits,
+        stats: MethodStats,
+    ) -> None:
         self.method = method
         self.peer = peer
         self._channel = channel
         self._call = call
+        self._limits = limits
+        self._stats = stats
 
     def __aiter__(self) -> ClientStream:
         return self
@@ -97,12 +58,14 @@ class ClientStream:
         """Send an item; waits while the handler's side has no room for it.
 
         Returns at once when the handler has returned without reading all items: `result` tells what it
-        returned. Raises what the handler raised, if it did, and StreamError.
+        returned. Raises what the handler raised, if it did, StreamError, and LocalProtocolError for an item that
+        does not travel or is over `max_argument_bytes`.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self._is_over():
             self._raise(self._call.outcome)
             return
-        await self._send(self._call.item(item))
+        await self._send(self._call.item(item, max_bytes=self._limits.max_argument_bytes))
 
     async def finish(self) -> None:
         """Say that no more items come. More than once does nothing."""
@@ -132,23 +95,30 @@ class ClientStream:
         if self._call.outcome is not None:
             return self._call.outcome
         try:
-            while (body := await self._channel.take()) is not None:
-                if (message := self._call.receive(body)) is not None:
-                    return message
+            body = await self._channel.take()
+            if body is not None:
+                message = self._receive(body)
+                await self._channel.take_turn()
+                return message
         except RemoteProtocolError as error:
-            error.peer = self.peer
-            raise
+            raise blame(error, self.peer) from None
         except StreamError as error:
             raise self._lost(error) from error
         raise self._lost("the stream ended in the middle of the call")
 
+    def _receive(self, body: Body) -> Item | End | Failure:
+        self._stats.received_bytes += size_of(body)
+        return self._call.receive(body)
+
     async def _send(self, parts: list[Part]) -> None:
         # A handler that ends early is no reason to break off: its side drops what still comes, so a send that
         # waits for room ends soon, and the stream stays whole for the next call.
-        try:
-            await self._channel.send(parts)
-        except StreamError as error:
-            raise self._lost(error) from error
+        if parts:
+            self._stats.sent_bytes += sum(map(len, parts))
+            try:
+                await self._channel.send(parts)
+            except StreamError as error:
+                raise self._lost(error) from error
 
     def _is_over(self) -> bool:
         """Whether the outcome is here: read already, or next in line."""
@@ -159,10 +129,9 @@ class ClientStream:
             taken = self._channel.take_nowait()
             assert taken is not None
             try:
-                self._call.receive(taken)
+                self._receive(taken)
             except RemoteProtocolError as error:
-                error.peer = self.peer
-                raise
+                raise blame(error, self.peer) from None
         return True
 
     def _raise(self, outcome: End | Failure | None) -> None:
@@ -173,31 +142,42 @@ class ClientStream:
         return StreamError(f"{self.method} on {self.peer}: {why}")
 
 
-async def begin(channel: Channel, call: ClientCall, request: Request, peer: PeerId) -> None:
-    """Send a request. Raises LocalProtocolError, with nothing sent, when an argument does not travel."""
-    parts = call.request(request)
+async def begin(
+    channel: Channel, call: ClientCall, request: Request, peer: PeerId, limits: Limits, stats: MethodStats
+) -> None:
+    """Send a request.
+
+    Raises:
+        LocalProtocolError: an argument does not travel, or they are too large; nothing is sent.
+        StreamError: the stream is lost.
+    """
+    parts = call.request(request, max_bytes=limits.max_argument_bytes)
+    stats.sent_bytes += sum(map(len, parts))
     try:
-        await channel.send(parts)
+        if not channel.send_now(parts):
+            await channel.send(parts)
     except StreamError as error:
         raise StreamError(f"{request.method} on {peer}: {error}") from error
 
 
-async def call_once(channel: Channel, call: ClientCall, request: Request, peer: PeerId) -> Any:
+async def call_once(
+    channel: Channel, call: ClientCall, request: Request, peer: PeerId, limits: Limits, stats: MethodStats
+) -> Any:
     """Make a unary call over a stream that is between calls; its result."""
     method = request.method
-    await begin(channel, call, request, peer)
+    await begin(channel, call, request, peer, limits, stats)
     try:
-        while (body := await channel.take()) is not None:
-            match call.receive(body):
-                case End(value):
-                    return value
-                case Failure() as failure:
-                    raise error_of(failure, method=method, peer=peer)
-                case Item():
-                    raise LocalProtocolError(f"{method} answers with items; use `async with rpc.stream(...)`")
+        body = await channel.take()
+        if body is None:
+            raise StreamError("the stream ended in the middle of the call")
+        stats.received_bytes += size_of(body)
+        message = call.receive(body)
     except RemoteProtocolError as error:
-        error.peer = peer
-        raise
+        raise blame(error, peer) from None
     except StreamError as error:
         raise StreamError(f"{method} on {peer}: {error}") from error
-    raise StreamError(f"{method} on {peer}: the stream ended in the middle of the call")
+    if isinstance(message, End):
+        return message.value
+    if isinstance(message, Failure):
+        raise error_of(message, method=method, peer=peer)
+    raise LocalProtocolError(f"{method} answers with items; use `async with rpc.stream(...)`")

@@ -20,7 +20,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from lattica.errors import LocalProtocolError, RemoteProtocolError
 from lattica.protocols import INLINE_BYTES, MAX_FRAME_BYTES, MAX_FRAME_VALUES, MAX_NESTING, MAX_TENSOR_DIMS
-from lattica.rpc.tensors import ALIGNMENT, DTYPES, Tensor, arrived, as_tensor, to_torch
+from lattica.rpc.tensors import ALIGNMENT, DTYPES, Tensor, aligned_buffer, arrived, as_tensor, to_torch
 
 __all__ = ["Tensor", "decode", "encode", "to_torch"]
 
@@ -29,6 +29,8 @@ _TENSOR: Final = 1
 _BYTES: Final = 2
 _MAX_EXT_BYTES: Final = 128  # dtype, MAX_TENSOR_DIMS sizes and two offsets need 98
 _UNSCANNED_BYTES: Final = 4096  # up to here the worst that nested claims can make msgpack reserve is 32 MiB
+_FEW: Final = 64  # values, up to which a list is looked at one by one
+_LONG: Final = _UNSCANNED_BYTES + 1  # no bytes of a frame that is not scanned are longer
 _FLAT: Final = frozenset({type(None), bool, int, float, str})
 _LEAVES: Final = _FLAT | {bytes}
 _STR: Final = frozenset({str})
@@ -45,6 +47,13 @@ def encode(value: object, *, max_bytes: int = MAX_FRAME_BYTES) -> list[Part]:
     Raises:
         LocalProtocolError: the value holds something that does not travel; the message names it.
     """
+    if type(value) is list and _is_simple(value):
+        try:
+            packed = msgpack.packb(value)
+        except (ValueError, TypeError, OverflowError):
+            packed = b""
+        if 0 < len(packed) <= max_bytes:
+            return [packed]
     writer = _Writer()
     plain = writer.prepare(value, 0)
     try:
@@ -58,19 +67,26 @@ def encode(value: object, *, max_bytes: int = MAX_FRAME_BYTES) -> list[Part]:
     if len(packed) + writer.size_bytes > max_bytes:
         raise LocalProtocolError(
             f"a value of {len(packed) + writer.size_bytes} bytes is over the limit of {max_bytes};"
-            " send it as a blob or in items"
+            " larger values belong in a blob or a stream"
         )
     return [packed, *writer.parts]
 
 
 def decode(array: Part, section: Part = b"") -> Any:
-    """The value that `encode` wrote. Tensors share the section's memory.
+    """The value that `encode` wrote. Tensors share the section's memory, where it may be written to.
 
     Raises:
         RemoteProtocolError: the bytes are not what `encode` writes, or are over a limit.
     """
     if len(array) > _UNSCANNED_BYTES:
         _scan(array)
+    elif not len(section):
+        try:
+            value = msgpack.unpackb(array)
+        except (ValueError, TypeError, OverflowError, msgpack.UnpackException):
+            value = None
+        if type(value) is list and _is_simple(value, _LONG):
+            return value
     reader = _Reader(memoryview(section))
     size = len(array)
     try:
@@ -92,8 +108,25 @@ def decode(array: Part, section: Part = b"") -> Any:
     return value
 
 
+def _is_simple(values: list[Any], inline_bytes: int = INLINE_BYTES) -> bool:
+    """Whether a list is what most messages are: flat values, short bytes, and short lists of these."""
+    for value in values:
+        kind = type(value)
+        if kind in _FLAT or (kind is bytes and len(value) < inline_bytes):
+            continue
+        if kind is not list or len(value) > _FEW:
+            return False
+        for inner in value:
+            kind = type(inner)
+            if kind not in _FLAT and (kind is not bytes or len(inner) >= inline_bytes):
+                return False
+    return True
+
+
 class _Writer:
     """Walks a value once: checks it, counts it, moves buffers out of it."""
+
+    __slots__ = ("_values", "parts", "size_bytes")
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
@@ -174,6 +207,8 @@ class _Writer:
 class _Reader:
     """Turns ExtTypes into views of the section, in order."""
 
+    __slots__ = ("_section", "cursor")
+
     def __init__(self, section: memoryview) -> None:
         self.cursor = 0
         self._section = section
@@ -201,6 +236,10 @@ class _Reader:
                 f"a {dtype} tensor of {size} bytes cannot have shape {str(shape)[:100]}"
             )
         data = self._take(offset, size)
+        if self._section.readonly and size:  # not a frame's own buffer: it came with others in one piece
+            own = aligned_buffer(size)
+            own[:] = data
+            data = own
         tensor = Tensor(dtype, tuple(shape), data)
         if dtype == "bool" and size and tensor.numpy().view("uint8").max() > 1:
             raise RemoteProtocolError("a bool tensor holds a byte that is neither 0 nor 1")

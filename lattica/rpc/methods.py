@@ -43,6 +43,7 @@ class Call:
     trace: str
     items: Items
     is_running: bool = field(default=True, repr=False)
+    began: float = field(default=0.0, repr=False)  # on trio's clock
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, 0 when it has passed, None without one."""

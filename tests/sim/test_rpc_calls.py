@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,38 +10,12 @@ import numpy as np
 import pytest
 import trio
 
-from lattica.rpc import Call, ClientStream, Rpc, Service
+from lattica.rpc import Call, Service
 from lattica.telemetry import current_trace
-from lattica.testing import MemoryHost, MemoryNetwork, endpoint
+from lattica.testing import MemoryNetwork, endpoint
 
 
-@dataclass
-class Pair:
-    """Alice calls, Bob serves the service "s"."""
-
-    alice: MemoryHost
-    bob: MemoryHost
-    rpc: Rpc
-    service: Service
-
-    async def call(self, method: str, *args: object, **options: Any) -> Any:
-        return await self.rpc.call(self.bob.peer_id, f"s.{method}", *args, **options)
-
-    def stream(self, method: str, *args: object, **options: Any) -> AbstractAsyncContextManager[ClientStream]:
-        return self.rpc.stream(self.bob.peer_id, f"s.{method}", *args, **options)
-
-
-@asynccontextmanager
-async def pair() -> AsyncIterator[Pair]:
-    async with MemoryNetwork(seed=1, latency=0.01) as network:
-        alice, bob = network.host("alice"), network.host("bob")
-        rpc, served, service = endpoint(alice), endpoint(bob), Service("s")
-        served.register(service)
-        await alice.connect(bob.addresses[0])
-        yield Pair(alice, bob, rpc, service)
-
-
-async def test_unary_call_returns_what_the_handler_returns(autojump_clock: object) -> None:
+async def test_unary_call_returns_what_the_handler_returns(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -54,7 +26,7 @@ async def test_unary_call_returns_what_the_handler_returns(autojump_clock: objec
         assert said == f"hello Ada at {p.alice.peer_id}, says {p.bob.peer_id} of s.hello"
 
 
-async def test_server_stream_gives_items_in_order(autojump_clock: object) -> None:
+async def test_server_stream_gives_items_in_order(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -66,7 +38,7 @@ async def test_server_stream_gives_items_in_order(autojump_clock: object) -> Non
             assert [item async for item in items] == list(range(1000))
 
 
-async def test_client_stream_gives_its_items_to_the_handler(autojump_clock: object) -> None:
+async def test_client_stream_gives_its_items_to_the_handler(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -80,7 +52,7 @@ async def test_client_stream_gives_its_items_to_the_handler(autojump_clock: obje
             assert await stream.result() == 3
 
 
-async def test_items_flow_both_ways_at_once(autojump_clock: object) -> None:
+async def test_items_flow_both_ways_at_once(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -95,7 +67,9 @@ async def test_items_flow_both_ways_at_once(autojump_clock: object) -> None:
             assert await stream.result() is None
 
 
-async def test_tensors_arrive_as_read_only_arrays_in_aligned_memory(autojump_clock: object) -> None:
+async def test_tensors_arrive_as_read_only_arrays_in_aligned_memory(
+    pair: Any, autojump_clock: object
+) -> None:
     async with pair() as p:
         seen: list[Any] = []
 
@@ -114,7 +88,7 @@ async def test_tensors_arrive_as_read_only_arrays_in_aligned_memory(autojump_clo
             assert array.ctypes.data % 64 == 0
 
 
-async def test_a_handler_that_sleeps_delays_no_other_call(autojump_clock: object) -> None:
+async def test_a_handler_that_sleeps_delays_no_other_call(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -133,7 +107,7 @@ async def test_a_handler_that_sleeps_delays_no_other_call(autojump_clock: object
         assert order == [0.5, 3.0, 5.0]
 
 
-async def test_a_pooled_stream_saves_its_negotiation(autojump_clock: object) -> None:
+async def test_a_pooled_stream_saves_its_negotiation(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -171,7 +145,7 @@ async def test_the_trace_crosses_the_wire_and_every_hop(autojump_clock: object) 
         assert traces[2] == traces[3] != traces[0]
 
 
-async def test_a_peer_may_be_named_by_text(autojump_clock: object) -> None:
+async def test_a_peer_may_be_named_by_text(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -180,7 +154,7 @@ async def test_a_peer_may_be_named_by_text(autojump_clock: object) -> None:
         assert await p.rpc.call(str(p.bob.peer_id), "s.nothing") is None
 
 
-async def test_a_unary_call_gives_its_handler_no_items(autojump_clock: object) -> None:
+async def test_a_unary_call_gives_its_handler_no_items(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -190,7 +164,9 @@ async def test_a_unary_call_gives_its_handler_no_items(autojump_clock: object) -
         assert await p.call("total") == 0
 
 
-async def test_a_stream_of_a_unary_method_has_a_result_and_no_items(autojump_clock: object) -> None:
+async def test_a_stream_of_a_unary_method_has_a_result_and_no_items(
+    pair: Any, autojump_clock: object
+) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -203,7 +179,7 @@ async def test_a_stream_of_a_unary_method_has_a_result_and_no_items(autojump_clo
             assert await stream.result() == 1
 
 
-async def test_both_sides_may_call_each_other_over_one_connection(autojump_clock: object) -> None:
+async def test_both_sides_may_call_each_other_over_one_connection(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
         back, mine = endpoint(p.bob, "/lattica/back"), Service("mine")
         endpoint(p.alice, "/lattica/back").register(mine)
@@ -221,7 +197,7 @@ async def test_both_sides_may_call_each_other_over_one_connection(autojump_clock
         assert len(p.alice.peers()) == len(p.bob.peers()) == 1
 
 
-async def test_a_handler_that_reads_only_some_items_still_answers(autojump_clock: object) -> None:
+async def test_a_handler_that_reads_only_some_items_still_answers(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,41 +17,13 @@ from lattica.errors import (
     RemoteProtocolError,
 )
 from lattica.protocols import MAX_ERROR_BYTES, RPC
-from lattica.rpc import Call, ClientStream, Limits, Rpc, Service
+from lattica.rpc import Call
 from lattica.rpc.call import End, Item, pack
 from lattica.rpc.framing import varint
-from lattica.testing import MemoryHost, MemoryNetwork, endpoint
-
-
-@dataclass
-class Pair:
-    """Alice calls, Bob serves the service "s"."""
-
-    network: MemoryNetwork
-    alice: MemoryHost
-    bob: MemoryHost
-    rpc: Rpc
-    service: Service
-
-    async def call(self, method: str, *args: object, **options: Any) -> Any:
-        return await self.rpc.call(self.bob.peer_id, f"s.{method}", *args, **options)
-
-    def stream(self, method: str, *args: object, **options: Any) -> AbstractAsyncContextManager[ClientStream]:
-        return self.rpc.stream(self.bob.peer_id, f"s.{method}", *args, **options)
-
-
-@asynccontextmanager
-async def pair(limits: Limits | None = None, **options: Any) -> AsyncIterator[Pair]:
-    async with MemoryNetwork(seed=1, latency=0.01, **options) as network:
-        alice, bob = network.host("alice"), network.host("bob")
-        rpc, served, service = endpoint(alice), endpoint(bob, limits=limits), Service("s")
-        served.register(service)
-        await alice.connect(bob.addresses[0])
-        yield Pair(network, alice, bob, rpc, service)
 
 
 async def test_what_a_handler_raises_reaches_the_caller_and_the_log_once(
-    autojump_clock: object, caplog: pytest.LogCaptureFixture
+    pair: Any, autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pair() as p:
         runs = []
@@ -74,7 +44,7 @@ async def test_what_a_handler_raises_reaches_the_caller_and_the_log_once(
         assert "Traceback" in caplog.text
 
 
-async def test_a_failed_idempotent_call_is_not_repeated(autojump_clock: object) -> None:
+async def test_a_failed_idempotent_call_is_not_repeated(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
         runs = []
 
@@ -88,7 +58,7 @@ async def test_a_failed_idempotent_call_is_not_repeated(autojump_clock: object) 
         assert len(runs) == 1
 
 
-async def test_an_error_half_way_comes_after_the_items_before_it(autojump_clock: object) -> None:
+async def test_an_error_half_way_comes_after_the_items_before_it(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -106,7 +76,7 @@ async def test_an_error_half_way_comes_after_the_items_before_it(autojump_clock:
         assert got == [0, 1, 2]
 
 
-async def test_a_group_of_one_counts_as_that_one(autojump_clock: object) -> None:
+async def test_a_group_of_one_counts_as_that_one(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         async def lookup() -> None:
@@ -128,7 +98,7 @@ class NoRouteError(LatticaError):
         return {"missing": [8, 9]}
 
 
-async def test_details_of_an_error_cross(autojump_clock: object) -> None:
+async def test_details_of_an_error_cross(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -156,7 +126,7 @@ async def test_details_of_an_error_cross(autojump_clock: object) -> None:
         assert strange_error.value.details == {}
 
 
-async def test_a_long_text_is_cut(autojump_clock: object) -> None:
+async def test_a_long_text_is_cut(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -171,7 +141,7 @@ async def test_a_long_text_is_cut(autojump_clock: object) -> None:
 
 
 @pytest.mark.parametrize("method", ["s.nothing", "t.hello", "hello", "", "s.hello.more", "s."])
-async def test_a_method_that_is_not_there_is_named(method: str, autojump_clock: object) -> None:
+async def test_a_method_that_is_not_there_is_named(pair: Any, method: str, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -183,7 +153,9 @@ async def test_a_method_that_is_not_there_is_named(method: str, autojump_clock: 
         assert caught.value.peer == p.bob.peer_id
 
 
-async def test_arguments_that_do_not_fit_are_refused_before_the_handler_runs(autojump_clock: object) -> None:
+async def test_arguments_that_do_not_fit_are_refused_before_the_handler_runs(
+    pair: Any, autojump_clock: object
+) -> None:
     async with pair() as p:
         runs = []
 
@@ -199,7 +171,9 @@ async def test_arguments_that_do_not_fit_are_refused_before_the_handler_runs(aut
         assert runs == []
 
 
-async def test_what_does_not_travel_fails_where_it_is_and_costs_no_stream(autojump_clock: object) -> None:
+async def test_what_does_not_travel_fails_where_it_is_and_costs_no_stream(
+    pair: Any, autojump_clock: object
+) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -220,7 +194,7 @@ async def test_what_does_not_travel_fails_where_it_is_and_costs_no_stream(autoju
         assert trio.current_time() == pytest.approx(started + 0.04)  # two round trips: the stream served on
 
 
-async def test_the_exception_of_the_block_comes_out_as_it_is(autojump_clock: object) -> None:
+async def test_the_exception_of_the_block_comes_out_as_it_is(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -232,7 +206,7 @@ async def test_the_exception_of_the_block_comes_out_as_it_is(autojump_clock: obj
                 raise ZeroDivisionError
 
 
-async def test_a_call_that_gets_items_says_how_to_ask(autojump_clock: object) -> None:
+async def test_a_call_that_gets_items_says_how_to_ask(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -243,7 +217,7 @@ async def test_a_call_that_gets_items_says_how_to_ask(autojump_clock: object) ->
             await p.call("count")
 
 
-async def test_nothing_is_sent_after_finish(autojump_clock: object) -> None:
+async def test_nothing_is_sent_after_finish(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -258,7 +232,7 @@ async def test_nothing_is_sent_after_finish(autojump_clock: object) -> None:
             assert await stream.result() == 0
 
 
-async def test_a_handler_that_exits_does_not_take_the_node_down(autojump_clock: object) -> None:
+async def test_a_handler_that_exits_does_not_take_the_node_down(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -271,7 +245,7 @@ async def test_a_handler_that_exits_does_not_take_the_node_down(autojump_clock: 
             await p.call("leave")
 
 
-async def test_a_failed_handler_ends_a_send_that_waits_for_room(autojump_clock: object) -> None:
+async def test_a_failed_handler_ends_a_send_that_waits_for_room(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         @p.service.method
@@ -306,7 +280,7 @@ async def test_a_failed_handler_ends_a_send_that_waits_for_room(autojump_clock: 
     ],
 )
 async def test_a_peer_that_sends_garbage_fails_alone(
-    garbage: bytes, autojump_clock: object, caplog: pytest.LogCaptureFixture
+    pair: Any, garbage: bytes, autojump_clock: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pair() as p:
 
@@ -331,7 +305,9 @@ async def test_a_peer_that_sends_garbage_fails_alone(
         assert len(caplog.records) == 1
 
 
-async def test_a_stream_with_something_left_on_it_carries_no_other_call(autojump_clock: object) -> None:
+async def test_a_stream_with_something_left_on_it_carries_no_other_call(
+    pair: Any, autojump_clock: object
+) -> None:
     async with pair() as p:
 
         async def talk_on(stream: Any) -> None:
@@ -345,7 +321,7 @@ async def test_a_stream_with_something_left_on_it_carries_no_other_call(autojump
             assert await p.call("hello") == "yes"
 
 
-async def test_garbage_from_the_server_is_named_by_its_peer(autojump_clock: object) -> None:
+async def test_garbage_from_the_server_is_named_by_its_peer(pair: Any, autojump_clock: object) -> None:
     async with pair() as p:
 
         async def lie(stream: Any) -> None:

@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lattica.errors import RemoteProtocolError
-from lattica.rpc.framing import FrameReader, frame, varint
+from lattica.rpc.framing import SKIPPED, FrameReader, frame, varint
 
 bodies = st.lists(st.tuples(st.binary(min_size=1, max_size=300), st.binary(max_size=300)), max_size=6)
 
@@ -85,25 +85,76 @@ def test_a_length_out_of_bounds_is_refused_before_its_body(head: bytes) -> None:
         reader.next()
 
 
-def test_an_announced_array_takes_no_memory_before_it_arrives() -> None:
-    reader = FrameReader()
+@pytest.mark.parametrize(
+    ("array", "section", "sent"),
+    [(60 << 20, 0, 1000), (5, 60 << 20, 0), (5, 60 << 20, 1005), (20 << 20, 40 << 20, 9)],
+)
+def test_an_announced_length_takes_no_memory_before_it_arrives(array: int, section: int, sent: int) -> None:
+    readers = [FrameReader() for _ in range(5)]
     tracemalloc.start()
     try:
-        reader.feed(varint(60 << 20) + varint(0) + b"x" * 1000)
+        for reader in readers:
+            reader.feed(varint(array) + varint(section) + b"x" * sent)
+            assert reader.next() is None
+            reader.buffer()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 100_000
-    assert reader.missing == (60 << 20) - 1000
+    assert peak < 5 * 300_000
+    assert {reader.missing for reader in readers} == {array + section - sent}
 
 
-def test_a_section_lies_aligned_in_memory() -> None:
-    for padding in range(1, 8):
-        reader = FrameReader()
-        reader.feed(wire(b"a" * padding, bytes(1000)))
-        body = reader.next()
-        assert body is not None
+@given(st.integers(1, 2_000_000), st.integers(1, 40_000), st.integers(1, 700_000), st.integers(0, 3000))
+@settings(max_examples=30)
+def test_a_large_section_is_received_into_place(array: int, step: int, size: int, ahead: int) -> None:
+    array %= 300
+    sent = bytes(range(256)) * (size // 256 + 1)
+    stream = memoryview(varint(array + 1) + varint(size) + bytes(array + 1) + sent[:size])
+    reader = FrameReader()
+    reader.feed(bytes(stream[:ahead]))
+    rest = stream[ahead:]
+    while (body := reader.next()) is None:
+        buffer = reader.buffer()
+        if buffer is None:
+            reader.feed(bytes(rest[:step]))
+            rest = rest[step:]
+        else:
+            assert reader.missing >= len(buffer)
+            count = min(step * 20, len(buffer))
+            buffer[:count] = rest[:count]
+            reader.received(count)
+            rest = rest[count:]
+    assert not rest
+    assert body == (bytes(array + 1), sent[:size])
+    if not body[1].readonly:  # a buffer of its own, not a view of what came in one piece
         assert np.frombuffer(body[1], np.uint8).ctypes.data % 64 == 0
+
+
+@given(bodies, st.lists(st.integers(0, 2000), max_size=12), st.integers(1, 400))
+def test_skipped_frames_leave_their_edges_and_nothing_else(
+    sent: list[tuple[bytes, bytes]], cuts: list[int], ask_from: int
+) -> None:
+    stream = b"".join(wire(*body) for body in sent)
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    reader, got = FrameReader(ask_from=ask_from), []
+    for start, end in pairwise(edges):
+        reader.feed(stream[start:end])
+        while True:
+            if (body := reader.next()) is not None:
+                got.append(body)
+            elif reader.asks:
+                (reader.admit if reader.announced % 2 else reader.skip)()
+            else:
+                break
+    assert len(got) == len(sent)
+    for body, (array, section) in zip(got, sent, strict=True):
+        size = len(array) + len(section)
+        if size > ask_from and size % 2 == 0:
+            assert body[1] is SKIPPED
+            assert body[0] == array[:2] + array[2:][-1:]
+        else:
+            assert body == (array, section)
+    assert reader.is_between_frames
 
 
 def test_large_parts_are_not_copied_and_small_ones_are_joined() -> None:
