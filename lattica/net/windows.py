@@ -13,10 +13,8 @@ KIB: Final = 1024
 INITIAL_WINDOW: Final = 256 * KIB  # the protocol's own; both sides start with it
 MAX_WINDOW: Final = 16 * KIB * KIB  # 160 MB/s over 100 ms
 EXTRA_WINDOWS: Final = 64 * KIB * KIB  # growth of all windows of one connection together
-GROW_WITHIN_ROUND_TRIPS: Final = 4
-MIN_ROUND_TRIP: Final = (
-    0.005  # seconds; under load both event loops take this long, which an idle ping can't see
-)
+GROW_WITHIN_ROUND_TRIPS: Final = 2  # so it ends at 2 to 4 times bandwidth x delay
+MIN_ROUND_TRIP: Final = 0.0005  # seconds; both event loops take this long once there is work
 
 
 class ReferenceBudget:
@@ -62,7 +60,10 @@ class ReceiveWindow:
         return credit
 
     def wants_growth(self, now: float, rtt: float | None) -> bool:
-        """Whether to grow, asked whenever data arrives; `rtt` in seconds, None before the first ping.
+        """Whether to grow, asked whenever data arrives.
+
+        `rtt` is the shortest round trip seen, in seconds; None before the first ping. A mean would count the queue
+        that a large window builds up on the way, and let the window grow because it is large.
 
         Decided on arrival and not at the read: a read doesn't know how late it is, bytes that follow it do.
         """

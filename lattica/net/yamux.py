@@ -46,8 +46,10 @@ MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one nois
 SHARED_DATA_BYTES: Final = 16 * KIB  # of one frame while other streams wait for their turn
 MIN_CUT_BYTES: Final = 4 * KIB  # a frame is not cut smaller than this to fill up a record
 QUEUE_BYTES: Final = 256 * KIB  # of one stream, waiting to be sent
-CROWDED_BYTES: Final = KIB * KIB  # when more than this waits on the connection,
-CROWDED_QUEUE_BYTES: Final = 16 * KIB  # a stream may queue only this
+CROWDED_BYTES: Final = (
+    4 * KIB * KIB
+)  # when more than this waits on the connection, a stream may queue its share
+CROWDED_QUEUE_BYTES: Final = 16 * KIB  # of it, and this at least
 
 Piece = bytes | bytearray | memoryview
 
@@ -79,6 +81,7 @@ class Yamux:
         self._windows = windows
         self._extra = 0
         self._now = 0.0
+        self._least_rtt: float | None = None
         self._streams: dict[int, _Stream] = {}
         self._lingering: OrderedDict[int, None] = OrderedDict()
         self._next_id = 1 if initiator else 2
@@ -258,13 +261,19 @@ class Yamux:
         return min(state.send_window, max(0, self._queue_limit() - len(state.queued)))
 
     def _queue_limit(self) -> int:
-        return CROWDED_QUEUE_BYTES if self._queued > CROWDED_BYTES else QUEUE_BYTES
+        if self._queued <= CROWDED_BYTES:
+            return QUEUE_BYTES
+        return min(QUEUE_BYTES, max(CROWDED_QUEUE_BYTES, CROWDED_BYTES // max(1, self._senders)))
 
     def _unblock(self, state: _Stream | None) -> bool:
-        """Whether a refused sender should try again: not before half its queue is free, so that it pays."""
+        """Whether a refused sender should try again: when it pays, and the link never waits for it.
+
+        Alone that is when half its queue is free; while others have plenty to send, when all of it is.
+        """
         if state is None or not state.blocked or not state.send_window:
             return False
-        if len(state.queued) * 2 > self._queue_limit():
+        enough = 0 if self._queued > CROWDED_BYTES else QUEUE_BYTES // 2
+        if len(state.queued) > enough:
             return False
         state.blocked = False
         return True
@@ -365,6 +374,7 @@ class Yamux:
             took = max(0.0, self._now - self._pinged_at)
             self._pinged_at = None
             self.rtt = took if self.rtt is None else 0.875 * self.rtt + 0.125 * took  # as TCP smooths it
+            self._least_rtt = took if self._least_rtt is None else min(took, self._least_rtt)
             events.append((PONG, 0, int(took * 1e6)))
 
     def _opened(self, stream: int, events: list[Event]) -> None:
@@ -392,7 +402,7 @@ class Yamux:
         if length > window.left:
             raise RemoteProtocolError(f"{length} bytes on a yamux stream whose window has {window.left} left")
         window.left -= length
-        if length and window.wants_growth(self._now, self.rtt):
+        if length and window.wants_growth(self._now, self._least_rtt):
             growth = self._windows.take(
                 min(window.size, MAX_WINDOW - window.size, EXTRA_WINDOWS - self._extra)
             )

@@ -250,7 +250,7 @@ def test_a_window_stays_for_a_reader_that_never_catches_up(one: Side, two: Side)
     assert two.windows.used == 0
 
 
-def test_a_window_grows_until_four_round_trips_use_it_up(one: Side, two: Side) -> None:
+def test_a_window_that_takes_many_round_trips_to_use_up_stays(one: Side, two: Side) -> None:
     pump(one, two, opened(one, two), rounds=20, seconds=0.5)
     assert two.windows.used == 0
     pump(one, two, opened(one, two), rounds=3, seconds=0.1)
@@ -444,14 +444,27 @@ def test_control_frames_overtake_data_and_streams_take_turns(one: Side, two: Sid
 
 
 def test_queues_are_bounded_and_a_refused_sender_hears_when_there_is_room(one: Side, two: Side) -> None:
-    streams = [opened(one, two) for _ in range(8)]
+    streams = [opened(one, two) for _ in range(300)]
     taken = [one.mux.send(stream, bytes(2 * INITIAL_WINDOW)) for stream in streams]
-    assert taken[:4] == [yamux.QUEUE_BYTES] * 4
-    assert max(taken[5:]) == yamux.CROWDED_QUEUE_BYTES
-    assert not one.mux.send_all_or_nothing(streams[7], [bytes(yamux.CROWDED_QUEUE_BYTES)])
+    plenty = yamux.CROWDED_BYTES // yamux.QUEUE_BYTES + 1
+    assert taken[:plenty] == [yamux.QUEUE_BYTES] * plenty
+    assert taken[plenty:] == sorted(taken[plenty:], reverse=True)
+    assert taken[-1] == yamux.CROWDED_QUEUE_BYTES
+    assert not one.mux.send_all_or_nothing(streams[-1], [b"x"])
     one.move(two)
-    assert one.writable == streams[5:]  # the others have no window left
-    assert one.mux.send(streams[7], bytes(1000)) == 1000
+    assert one.writable == streams[plenty:]  # the others have no window left
+    assert one.mux.send(streams[-1], bytes(1000)) == 1000
+
+
+def test_a_sender_among_many_is_woken_once_for_its_share(one: Side, two: Side) -> None:
+    streams = [opened(one, two) for _ in range(64)]
+    for stream in streams:
+        one.mux.send(stream, bytes(2 * INITIAL_WINDOW))
+    while not one.writable:
+        one.output(1)
+    share = yamux.CROWDED_BYTES // 64
+    assert share == 4 * yamux.SHARED_DATA_BYTES
+    assert all(one.mux.send(stream, bytes(INITIAL_WINDOW)) >= share for stream in one.writable)
 
 
 def test_all_or_nothing_queues_nothing_when_a_part_does_not_fit(one: Side, two: Side) -> None:

@@ -125,6 +125,29 @@ def frame(kind: int, flags: int, stream: int, length: int, data: bytes) -> bytes
     return HEADER.pack(0, kind, flags, stream, length) + data
 
 
+ROUNDS = st.tuples(st.booleans(), st.floats(0, 0.004), st.integers(0, 2), st.sampled_from([0, 0, 0, 1, 5000]))
+
+
+@given(rounds=st.lists(ROUNDS, max_size=25))
+def test_windows_of_native_and_reference_grow_alike(rounds: list[tuple[bool, float, int, int]]) -> None:
+    worlds = [World(native) for native in ((True, True), (False, False))]
+    now = 1.0
+    for world in worlds:
+        world.do("open", 0, 0, 0, now)
+    for ping, seconds, sends, leave in rounds:
+        now += seconds
+        steps = [("ping", 1, 0)] * ping + [("send", 0, 400_000)] * sends
+        steps += [("move", 0, 1 << 30), ("deliver", 1, 1 << 30)]
+        steps += [
+            ("read", 1, (1 << 30) if not leave else 260_000 - leave),
+            ("move", 1, 1 << 30),
+            ("deliver", 0, 1 << 30),
+        ]
+        for name, side, size in steps:
+            results = [world.do(name, side, 1, size, now) for world in worlds]
+            assert results[0] == results[1], name
+
+
 FRAMES = st.builds(
     frame,
     st.integers(0, 3),

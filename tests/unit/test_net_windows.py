@@ -31,7 +31,7 @@ def test_a_window_that_is_used_up_within_some_round_trips_grows(
 
 
 def test_half_a_window_counts_for_half_the_time() -> None:
-    for seconds, grows in (0.19, True), (0.21, False):
+    for seconds, grows in (0.09, True), (0.11, False):
         window = ReceiveWindow(epoch=0.0, left=INITIAL_WINDOW // 2)
         assert window.credit(0) == INITIAL_WINDOW // 2
         assert window.wants_growth(seconds, 0.1) == grows

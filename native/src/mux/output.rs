@@ -16,9 +16,10 @@ const MAX_DATA_BYTES: usize = MAX_PLAINTEXT_BYTES - HEADER_BYTES;
 const SHARED_DATA_BYTES: usize = 16 * KIB;
 /// A frame is not cut smaller than this to fill up a record.
 const MIN_CUT_BYTES: usize = 4 * KIB;
-/// Of one stream, waiting to be sent; less while more than CROWDED_BYTES wait on the connection.
+/// Of one stream, waiting to be sent; while more than CROWDED_BYTES wait on the connection its share of them, and
+/// CROWDED_QUEUE_BYTES at least.
 const QUEUE_BYTES: usize = 256 * KIB;
-const CROWDED_BYTES: usize = 1024 * KIB;
+const CROWDED_BYTES: usize = 4096 * KIB;
 const CROWDED_QUEUE_BYTES: usize = 16 * KIB;
 /// Pongs and resets that a peer makes us queue without reading them.
 const MAX_REPLY_BYTES: usize = 1024 * KIB;
@@ -86,11 +87,10 @@ impl Output {
     }
 
     fn queue_limit(&self) -> usize {
-        if self.queued > CROWDED_BYTES {
-            CROWDED_QUEUE_BYTES
-        } else {
-            QUEUE_BYTES
+        if self.queued <= CROWDED_BYTES {
+            return QUEUE_BYTES;
         }
+        (CROWDED_BYTES / self.senders.max(1)).clamp(CROWDED_QUEUE_BYTES, QUEUE_BYTES)
     }
 
     fn room(&self, stream: &Stream) -> usize {
@@ -98,10 +98,15 @@ impl Output {
         usize::try_from(stream.send_window).map_or(room, |window| room.min(window))
     }
 
-    /// Whether a refused sender should try again: not before half its queue is free, so that it pays.
+    /// Whether a refused sender should try again: when it pays, and the link never waits for it. Alone that is when half
+    /// its queue is free; while others have plenty to send, when all of it is.
     pub fn unblock(&self, stream: &mut Stream) -> bool {
-        let free = stream.send_window > 0 && stream.queued.len() * 2 <= self.queue_limit();
-        let again = stream.blocked && free;
+        let enough = if self.queued > CROWDED_BYTES {
+            0
+        } else {
+            QUEUE_BYTES / 2
+        };
+        let again = stream.blocked && stream.send_window > 0 && stream.queued.len() <= enough;
         stream.blocked &= !again;
         again
     }

@@ -6,9 +6,9 @@ pub const INITIAL_WINDOW: u64 = 256 * 1024;
 pub const MAX_WINDOW: u64 = 16 * 1024 * 1024;
 /// Growth of all windows of one connection together.
 pub const EXTRA_WINDOWS: u64 = 64 * 1024 * 1024;
-const GROW_WITHIN_ROUND_TRIPS: f64 = 4.0;
+const GROW_WITHIN_ROUND_TRIPS: f64 = 2.0;
 /// Seconds.
-const MIN_ROUND_TRIP: f64 = 0.005;
+const MIN_ROUND_TRIP: f64 = 0.0005;
 
 /// Growth of windows beyond their first size, for all connections that share this.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl ReceiveWindow {
         credit
     }
 
-    /// Whether to grow, asked whenever data arrives.
+    /// Whether to grow, asked whenever data arrives; `rtt` is the shortest seen.
     pub fn wants_growth(&mut self, now: f64, rtt: Option<f64>) -> bool {
         if self.used == 0 {
             return false;
@@ -145,8 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_is_used_up_within_four_round_trips_grows_and_a_slower_one_does_not() {
-        for (seconds, grows) in [(0.39, true), (0.41, false)] {
+    fn a_window_that_is_used_up_within_two_round_trips_grows_and_a_slower_one_does_not() {
+        for (seconds, grows) in [(0.19, true), (0.21, false)] {
             let mut window = ReceiveWindow::new(0.0);
             window.left = 0;
             assert_eq!(window.credit(0), INITIAL_WINDOW);

@@ -45,6 +45,7 @@ pub struct Yamux {
     /// What the windows of this connection have grown by.
     extra: u64,
     now: f64,
+    least_rtt: Option<f64>,
     next_id: u64,
     /// By the order in which they were closed.
     lingering: BTreeMap<u64, u32>,
@@ -76,6 +77,7 @@ impl Yamux {
             windows,
             extra: 0,
             now: 0.0,
+            least_rtt: None,
             next_id: if initiator { 1 } else { 2 },
             lingering: BTreeMap::new(),
             closed: 0,
@@ -253,6 +255,7 @@ impl Yamux {
             self.pinged_at = None;
             // As TCP smooths it.
             self.rtt = Some(self.rtt.map_or(took, |rtt| 0.875 * rtt + 0.125 * took));
+            self.least_rtt = Some(self.least_rtt.map_or(took, |least| least.min(took)));
             events.push(Event::Pong((took * 1e6) as u64));
         }
         Ok(())
@@ -305,7 +308,7 @@ impl Yamux {
             )));
         }
         window.left -= size;
-        if window.wants_growth(self.now, self.rtt) {
+        if window.wants_growth(self.now, self.least_rtt) {
             let most = window.size.min(MAX_WINDOW - window.size);
             let growth = self.windows.take(most.min(EXTRA_WINDOWS - self.extra));
             if growth > 0 {
