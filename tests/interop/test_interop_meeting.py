@@ -118,22 +118,38 @@ async def test_all_of_it_works_over_ipv6(run_other: RunPeer, we_dial: bool) -> N
 
 
 @both_dial
-async def test_we_hang_up_and_they_notice(run_other: RunPeer, we_dial: bool) -> None:
+async def test_we_hang_up_and_they_notice(run_other: RunPeer, language: str, we_dial: bool) -> None:
     async with connected(run_other, we_dial=we_dial) as pair:
         await pair.other.event("connected")
+        _, number = await pair.open_held(we_open=we_dial)
         await pair.ours.disconnect(pair.other.peer_id)
         assert pair.ours.peers() == []
         assert (await pair.other.event("disconnected"))["peer"] == str(pair.ours.peer_id)
+        if language == "go":
+            with pytest.raises(PeerError, match="closed"):
+                await pair.other.do("read", stream=number, bytes=1)
+        else:  # rust- and js-libp2p read a lost connection as an end; only a write tells
+            assert await pair.other.do("read", stream=number, bytes=1) == {"text": "", "ended": True}
+            with pytest.raises(PeerError):
+                await pair.other.do("write", stream=number, text="into nothing")
 
 
 @both_dial
-async def test_they_hang_up_and_we_notice(run_other: RunPeer, we_dial: bool) -> None:
+async def test_they_hang_up_and_we_notice(run_other: RunPeer, language: str, we_dial: bool) -> None:
     async with connected(run_other, we_dial=we_dial) as pair:
+        stream, _ = await pair.open_held(we_open=we_dial)
         left = trio.Event()
         pair.ours.watch(lambda peer, connected: None if connected else left.set())
         await pair.other.do("hang up", peer=pair.ours.peer_id)
         await left.wait()
         assert pair.ours.peers() == []
+        if language == "js":  # it ends its streams before it hangs up
+            assert await stream.receive_some() == b""
+        else:
+            with pytest.raises(StreamError, match="lost"):
+                await stream.receive_some()
+        with pytest.raises(StreamError, match="lost"):
+            await stream.send_all(b"into nothing")
 
 
 @both_dial
@@ -180,7 +196,7 @@ async def test_they_refuse_somebody_else_at_our_address(run_other: RunPeer) -> N
         address = ours.addresses[0].replace(str(ours.peer_id), str(somebody))
         with pytest.raises(PeerError) as failed:
             await other.do("dial", address=address)
-        assert str(ours.peer_id) in str(failed.value) or str(somebody) in str(failed.value)
+        assert str(ours.peer_id) in str(failed.value)  # who is really there
         await other.do("dial", address=ours.addresses[0])
         assert [peer.peer_id for peer in ours.peers()] == [other.peer_id]
 
