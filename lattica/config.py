@@ -29,6 +29,10 @@ DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/4001",)  # the port that libp2p progr
 MAX_ADDRESSES: Final = 64  # in one setting; each bootstrap peer costs a connection that is kept alive
 MAX_CONFIG_FILE_BYTES: Final = 1024 * 1024  # a megabyte of settings is not a settings file
 
+DEFAULT_MESSAGE_BYTES: Final = 64 * 1024 * 1024  # as `lattica.rpc.Limits` has it
+MIN_MESSAGE_BYTES: Final = 1024 * 1024  # what the services of a node send fits: records, steps of a session
+MAX_MESSAGE_BYTES: Final = 1024 * 1024 * 1024  # a message is held in memory as a whole
+
 ENVIRONMENT_PREFIX: Final = "LATTICA_"
 # Variables with our prefix that are not settings of a node.
 OTHER_VARIABLES: Final = frozenset({"LATTICA_CONFIG", "LATTICA_CACHE_DIR"})
@@ -49,6 +53,9 @@ class NodeConfig:
         log_format: "human" or "json".
         metrics: HOST:PORT to serve Prometheus metrics at, or None.
         services: whether to start what installed packages offer under the entry point `lattica.services`.
+        max_argument_bytes: what the arguments of one call may have, and an item that a caller sends: those that the
+            node sends, and those that it accepts.
+        max_reply_bytes: the same of one result, and of an item that a handler yields.
 
     Raises:
         ConfigError: a value cannot be meant.
@@ -63,6 +70,8 @@ class NodeConfig:
     log_format: LogFormat = "human"
     metrics: str | None = None
     services: bool = False
+    max_argument_bytes: int = DEFAULT_MESSAGE_BYTES
+    max_reply_bytes: int = DEFAULT_MESSAGE_BYTES
 
     def __post_init__(self) -> None:
         for key, check in _CHECKS.items():
@@ -165,6 +174,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _message_bytes(value: object) -> int:
+    if type(value) is not int or not MIN_MESSAGE_BYTES <= value <= MAX_MESSAGE_BYTES:
+        raise ValueError(f"expected a number of bytes from {MIN_MESSAGE_BYTES} to {MAX_MESSAGE_BYTES}")
+    return value
+
+
 _CHECKS: Mapping[str, Callable[[object], object]] = {
     "listen": _listen,
     "announce": _announce,
@@ -175,6 +190,8 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "log_format": _choice("human", "json"),
     "metrics": _metrics,
     "services": _flag,
+    "max_argument_bytes": _message_bytes,
+    "max_reply_bytes": _message_bytes,
 }
 assert _CHECKS.keys() == {field.name for field in fields(NodeConfig)}
 
@@ -189,6 +206,7 @@ def _shown(value: object) -> str:
 # What a user may write in a file or a variable. `swarm` is no setting until there are swarms.
 SETTINGS: Final = tuple(key for key in _CHECKS if key != "swarm")
 _LISTS = frozenset({"listen", "announce", "bootstrap"})
+_NUMBERS = frozenset({"max_argument_bytes", "max_reply_bytes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +229,8 @@ class Loaded:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     # A TOML basic string is a JSON string, but for DEL, which TOML wants escaped.
@@ -302,6 +322,8 @@ def _read_variable(key: str, text: str) -> object:
         return tuple(text.replace(",", " ").split())
     if key == "services":
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if key in _NUMBERS and text.isascii() and text.isdigit():
+        return int(text) if len(text) < 20 else text
     return text or None if key == "metrics" else text
 
 

@@ -26,7 +26,8 @@ from lattica.net.api import Host, Peer, Stream
 from lattica.net.identity import Identity
 from lattica.net.local import stream_pair
 from lattica.plugins import plugins
-from lattica.rpc.service import Rpc
+from lattica.rpc.metrics import CallMetrics
+from lattica.rpc.service import Limits, Rpc
 from lattica.telemetry import Log, Metrics, span
 
 Reachability = Literal["public", "private", "unknown"]
@@ -77,7 +78,12 @@ class Node:
         self.metrics = Metrics()
         self._peer_count = self.metrics.gauge("lattica_peers", "Peers that are connected.")
         self.log = Log("lattica.node", {"node": str(self.peer_id)[-8:]})
+        self._limits = Limits(
+            max_argument_bytes=config.max_argument_bytes, max_reply_bytes=config.max_reply_bytes
+        )
+        self._call_metrics = CallMetrics(self.metrics.registry)
         self.control = Rpc(local=self.peer_id, open_stream=_no_stream)
+        self.control.show(self._call_metrics, "control")
         self.host: Host
         self.rpc: Rpc
         self.dht: Records
@@ -155,7 +161,8 @@ class Node:
                     return here
                 return await self.host.open_stream(peer, [protocol])
 
-            rpc = Rpc(local=self.peer_id, open_stream=open_stream)
+            rpc = Rpc(local=self.peer_id, open_stream=open_stream, limits=self._limits)
+            rpc.show(self._call_metrics, protocol)
             self.host.serve(protocol, rpc.handle)
             self._endpoints[protocol] = rpc
         return self._endpoints[protocol]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lattica import ConfigError, NodeConfig
 from lattica.config import SETTINGS, Loaded, data_dir, load
+from lattica.rpc import Limits
 
 PEER = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 BOOTSTRAP = f"/ip4/203.0.113.10/tcp/4001/p2p/{PEER}"
@@ -106,6 +107,10 @@ def test_a_wrong_value_names_key_value_and_source(tmp_path: Path) -> None:
         ("metrics", "9400", "HOST:PORT"),
         ("metrics", "localhost:9400", "IP address"),
         ("services", "yes", "true or false"),
+        ("max_argument_bytes", "64 MiB", "number of bytes"),
+        ("max_argument_bytes", 1000, "number of bytes from"),
+        ("max_reply_bytes", 1 << 40, "number of bytes from"),
+        ("max_reply_bytes", True, "number of bytes"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(key: str, value: object, reason: str) -> None:
@@ -157,6 +162,20 @@ def test_any_text_is_an_address_or_a_config_error(address: str) -> None:
     with contextlib.suppress(ConfigError):
         assert NodeConfig(bootstrap=[address]).bootstrap == (address,)
         assert address.endswith(f"/p2p/{PEER}")
+
+
+def test_sizes_of_messages_come_from_a_file_or_a_variable(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("max_argument_bytes = 2_000_000\nmax_reply_bytes = 3_000_000\n")
+    config = load_with(tmp_path, environment={"LATTICA_MAX_REPLY_BYTES": "4000000"}).config
+    assert (config.max_argument_bytes, config.max_reply_bytes) == (2_000_000, 4_000_000)
+    with pytest.raises(ConfigError, match=r"max_reply_bytes = '4e6' from environment .*number of bytes"):
+        load_with(tmp_path, environment={"LATTICA_MAX_REPLY_BYTES": "4e6"})
+
+
+def test_sizes_of_messages_are_those_of_calls_by_default() -> None:
+    config, limits = NodeConfig(), Limits()
+    assert config.max_argument_bytes == limits.max_argument_bytes
+    assert config.max_reply_bytes == limits.max_reply_bytes
 
 
 _PRINTABLE = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
