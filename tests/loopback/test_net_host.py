@@ -23,6 +23,7 @@ from lattica.ids import PeerId
 from lattica.net.api import Peer, Stream
 from lattica.net.host import MeshHost, open_host
 from lattica.net.identity import Identity
+from lattica.protocols import MAX_HANDSHAKES
 
 SCRIPT = Path(__file__).with_name("net_peer_process.py")
 
@@ -263,7 +264,8 @@ GARBAGE = {
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_garbage_on_the_port_hurts_nobody(peer: PeerProcess, data: bytes) -> None:
     async with host_at(peer) as host:
-        clients = [socket.create_connection(peer.endpoint) for _ in range(80)]  # more than handshakes at once
+        count = MAX_HANDSHAKES + 20
+        clients = [socket.create_connection(peer.endpoint) for _ in range(count)]
         for client in clients:
             client.sendall(data)
         assert await echoed(host, peer.peer_id, b"unhurt") == b"unhurt"

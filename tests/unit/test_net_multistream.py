@@ -9,8 +9,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattica.errors import RemoteProtocolError
-from lattica.net.multistream import MAX_PROPOSALS, MessageReader, answer, encode, offer
+from lattica.errors import RemoteProtocolError, StreamError
+from lattica.net.multistream import MAX_PROPOSALS, LazyOffer, MessageReader, answer, encode, offer
 
 Agreed = dict[str, tuple[str | None, bytes]]
 
@@ -96,3 +96,49 @@ def test_a_length_out_of_bounds_is_refused_at_once(start: bytes) -> None:
     reader.feed(start)
     with pytest.raises(RemoteProtocolError):
         reader.next_message()
+
+
+# An offer whose answer nobody waits for
+
+
+@given(cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_a_lazy_offers_answer_may_come_in_pieces(cuts: list[int]) -> None:
+    lazy = LazyOffer("/a")
+    assert lazy.proposal == encode("/multistream/1.0.0", "/a")
+    data = encode("/multistream/1.0.0", "/a") + b"data"
+    ends = sorted({min(cut, len(data)) for cut in cuts} | {len(data)})
+    rest: bytes | None = None
+    for start, end in zip([0, *ends], ends, strict=False):
+        if rest is not None:
+            rest += data[start:end]
+        else:
+            rest = lazy.feed(data[start:end])
+    assert rest == b"data"
+
+
+def test_a_refused_lazy_offer_says_what_was_refused() -> None:
+    with pytest.raises(StreamError, match="does not speak /a"):
+        LazyOffer("/a").feed(encode("/multistream/1.0.0", "na"))
+
+
+@pytest.mark.parametrize("told", [("/http/1.1",), ("/multistream/1.0.0", "/b")])
+def test_another_answer_to_a_lazy_offer_breaks_the_protocol(told: tuple[str, ...]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        LazyOffer("/a").feed(encode(*told))
+
+
+@given(data=st.binary(max_size=200))
+def test_random_answers_to_a_lazy_offer_raise_nothing_else(data: bytes) -> None:
+    with contextlib.suppress(RemoteProtocolError, StreamError):
+        LazyOffer("/a").feed(data)
+
+
+async def test_what_follows_a_proposal_travels_with_it() -> None:
+    dialer, listener = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            assert await offer(dialer, ["/a"], then=b"first words") == ("/a", b"")
+
+        nursery.start_soon(ask)
+        assert await answer(listener, {"/a"}) == ("/a", b"first words")
