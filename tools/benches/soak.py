@@ -20,7 +20,8 @@ import _proc as proc
 
 VISITORS_IN_A_JOB = 50  # so that a job ends well before it is given up
 MIXED_SECONDS_IN_A_JOB = 10.0
-WARM_UP_VISITORS = 50  # caches and pools fill once
+WARM_UP_VISITORS = 50  # caches fill once
+WARM_UP_CALLERS = 64  # and so does the pool of idle streams: a task of the server's may wait on each
 QUIET_SECONDS = 15.0  # at most, until what the last load left behind is gone
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     running = duel.start(duel.KNOWN[duel.OURS], sys.executable)
     try:
         _visit(running, WARM_UP_VISITORS)
+        running.do({"work": "calls", "bytes": 128, "callers": WARM_UP_CALLERS, "seconds": 0.5})
         _load(running, min(args.minutes * 60, MIXED_SECONDS_IN_A_JOB))
         before = _quiet(running, None)
         started = time.monotonic()
