@@ -7,6 +7,7 @@ and what they do beyond that is what `compat` would have to take away again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -399,7 +400,7 @@ class MeshHost:
     async def _agree(self, stream: MuxedStream) -> StreamHandler | None:
         """What handles the protocol that the peer chose; None when the gate refused."""
         with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
-            protocol, early = await multistream.answer(stream, self._handlers)
+            protocol, early = await multistream.answer(_Answering(stream), self._handlers)
         stream.unread(early)
         stream.protocol = protocol
         if (
@@ -426,3 +427,21 @@ class MeshHost:
                     nursery.start_soon(connection.close)
         for connection in self.connections():
             connection.abort("this node stopped")
+
+
+class _Answering:
+    """An inbound stream while its protocol is agreed on.
+
+    The proposal and the data behind it may be a peer's last words: that it can hear no answer is no reason not to
+    hand them on.
+    """
+
+    def __init__(self, stream: MuxedStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes) -> None:
+        with contextlib.suppress(StreamError):
+            await self._stream.send_all(data)
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return await self._stream.receive_some(max_bytes)

@@ -152,6 +152,14 @@ async def test_a_thousand_streams_at_once_are_all_served() -> None:
     assert answers == 1000
 
 
+async def test_last_words_on_a_new_stream_are_heard_though_nobody_hears_the_answer() -> None:
+    async with connected() as (server, client):
+        stream = await client.open_stream(server.host.peer_id, [HOLD])
+        await stream.send_all(b"last words")  # leaves with the proposal, and the connection ends behind it
+        await connection(client).close()
+        assert await (await server.held()).receive_some() == b"last words"
+
+
 # Sending and receiving
 
 
