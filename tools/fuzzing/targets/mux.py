@@ -312,13 +312,14 @@ def _execute(data: bytes, runs: list[_Run]) -> bool:
             sealed = piece if kind == RAW else peer.encrypt([piece])
             for run in runs:
                 run.arrives(sealed)
+                run.check()
         else:
             for run in runs:
                 run.call(kind, stream, size)
-        for run in runs:
-            run.check()
+        for run in runs[1:]:
             assert run.trace[-1] == runs[0].trace[-1], f"{run.trace[-1]!r:.200} != {runs[0].trace[-1]!r:.200}"
     for run in runs:
+        run.check()
         run.finish(plain)
         assert run.trace[-1] == runs[0].trace[-1], "other frames sent"
     return not runs[0].broken

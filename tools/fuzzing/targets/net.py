@@ -82,7 +82,9 @@ _stages = _Stages()
 
 
 def _valid_handshake(random: Random) -> bytes:
-    stage = random.randrange(3)
+    stage = random.choice(
+        (0, 1, 1, 1, 2, 2, 2)
+    )  # any 32 bytes are a first message: there is little to find in it
     return bytes([stage]) + random.choice(_stages.messages[stage])
 
 
@@ -253,8 +255,8 @@ def _valid_identify(random: Random) -> bytes:
         _IDENTITIES[0].peer_id,
         agent=draw.text(random),
         protocols=[draw.text(random) for _ in range(random.randrange(5))],
-        addresses=random.sample(_ADDRESSES, random.randrange(len(_ADDRESSES))),
-        observed=Multiaddr(random.choice(_ADDRESSES)) if random.random() < 0.5 else None,
+        addresses=random.sample(_ADDRESSES, random.choice((0, 1, 2, 2, 3, 8))),
+        observed=Multiaddr(random.choice(_ADDRESSES)) if random.random() < 0.3 else None,
     )
 
 
