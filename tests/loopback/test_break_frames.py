@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -407,3 +408,22 @@ async def test_a_flood_is_bounded_in_memory_and_gone_with_its_connection(
 
         await until(gone)
         assert await honest.rpc.call(server.peer_id, "break.echo", "after") == "after"
+
+
+async def test_a_forged_length_never_allocates(tmp_path: Path) -> None:
+    """Not even pages that nobody touches: 30 GB announced on one connection, counted by Python's own allocators."""
+    with node_process(tmp_path) as server:
+        async with open_client(server) as honest:
+
+            async def peak() -> int:
+                """The most bytes held at a time since this was asked last, above those held then."""
+                found: int = await honest.rpc.call(server.peer_id, "break.trace_memory")
+                return found
+
+            await peak()
+            async with stranger(server.port) as attacker:
+                await attacker.call("break.echo", "what a connection costs")
+                await peak()
+                await forged_lengths(attacker)
+                assert await attacker.call("break.count", "failed") == 0  # all of it has arrived
+                assert await peak() <= FORGED_BYTES

@@ -78,6 +78,7 @@ def service(node: lattica.Node) -> lattica.Service:
     counts = Counts()
     gates: dict[str, trio.Event] = {}
     offered = lattica.Service("break")
+    traced = 0
 
     def gate(name: str) -> trio.Event:
         return gates.setdefault(name, trio.Event())
@@ -109,12 +110,14 @@ def service(node: lattica.Node) -> lattica.Service:
 
     @offered.method
     async def trace_memory(call: lattica.Call) -> int:
-        """Bytes that Python's allocators held at most since the last time this was asked."""
+        """The most bytes that Python's allocators held since this was asked last, above those that they held then."""
+        nonlocal traced
         if not tracemalloc.is_tracing():
             tracemalloc.start()
-        before, peak = tracemalloc.get_traced_memory()
+        now, peak = tracemalloc.get_traced_memory()
+        above, traced = peak - traced, now
         tracemalloc.reset_peak()
-        return peak - before
+        return above
 
     @offered.method
     async def set_gate(call: lattica.Call, name: str) -> None:
