@@ -17,13 +17,14 @@ import trio
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
 from lattica.ids import PeerId
 from lattica.net.multistream import LazyOffer
+from lattica.protocols import KIB
 
 if TYPE_CHECKING:
     from lattica.net.connection import MuxedConnection
 
 log = logging.getLogger("lattica.net.stream")
 
-READ_BYTES = 1 << 20  # one read takes what has arrived, up to this
+READ_BYTES = 120 * KIB  # one read takes what has arrived, up to this: as one of the connection's
 
 
 class MuxedStream:
@@ -43,12 +44,14 @@ class MuxedStream:
         "connection",
         "protocol",
         "stream_id",
+        "was_heard",
     )
 
     def __init__(self, connection: MuxedConnection, stream_id: int) -> None:
         self.protocol = ""
         self.connection = connection
         self.stream_id = stream_id
+        self.was_heard = False  # something came from the other side
         self._mux = connection.mux
         self._front = b""  # what a negotiation read too much
         self._offer: LazyOffer | None = None  # whose answer has not come yet
@@ -257,6 +260,7 @@ class MuxedStream:
         if rest is not None:
             self._offer = None
             self._front = rest
+            self.connection.flush_soon()  # the credit for all that came with the answer
 
     # What the connection tells
 
