@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 both_dial = pytest.mark.parametrize("we_dial", [True, False], ids=["we-dial", "they-dial"])
 MIB = 1 << 20
+WINDOW_BYTES = 256 * 1024  # of a new stream
 GHOST = "/interop/ghost/1.0.0"  # which nobody serves
 
 
@@ -191,6 +192,19 @@ async def test_a_lazy_stream_that_only_sends_arrives(run_other: RunPeer, we_dial
                 "text": text,
                 "ended": True,
             }
+
+
+@both_dial
+async def test_a_lazy_stream_may_be_read_when_its_window_is_full(run_other: RunPeer, we_dial: bool) -> None:
+    """The first read takes the agreement and a window's worth of data: it has to say that there is room again."""
+    async with connected(run_other, we_dial=we_dial) as pair:
+        await known_to_speak(pair)
+        stream = await pair.ours.open_stream(pair.other.peer_id, [SOURCE])
+        await send_and_end(stream, (4 * MIB).to_bytes(8, "big"))
+        (connection,) = pair.ours.connections()
+        await until(lambda: connection.mux.unread_bytes >= WINDOW_BYTES)
+        with trio.fail_after(10):  # a keepalive would free it after 15
+            assert sha256(await read_all(stream)) == sha256(pattern(4 * MIB))
 
 
 @both_dial

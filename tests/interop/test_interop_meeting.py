@@ -198,6 +198,7 @@ async def test_they_refuse_somebody_else_at_our_address(run_other: RunPeer) -> N
             await other.do("dial", address=address)
         assert str(ours.peer_id) in str(failed.value)  # who is really there
         await other.do("dial", address=ours.addresses[0])
+        await until(ours.peers)
         assert [peer.peer_id for peer in ours.peers()] == [other.peer_id]
 
 
