@@ -26,7 +26,9 @@ from lattica.protocols import KIB, PING_INTERVAL_SECONDS, PING_SOONER_SECONDS, P
 log = logging.getLogger("lattica.net.connection")
 
 MIN_READ_BYTES: Final = 16 * KIB  # asked for in one read; doubled while reads are filled
-MAX_READ_BYTES: Final = 512 * KIB
+MAX_READ_BYTES: Final = (
+    120 * KIB
+)  # below 128 KiB, from where malloc takes fresh pages from the kernel each time
 MIN_BATCH_BYTES: Final = 64 * KIB  # sealed and sent at once; doubled while the socket takes it
 MAX_BATCH_BYTES: Final = 128 * KIB
 CLOSE_SECONDS: Final = 1.0  # for the last frames to leave, and for the other side to hang up
@@ -94,6 +96,7 @@ class MuxedConnection:
         self._closing = False
         self._pinged: float | None = None  # when; None when an answer came
         self._last_ping = self.heard
+        self._took = self.heard  # when the kernel last had room again for a writer that waited
         self.spoke = False  # a stream sent something, and nothing was heard since
         self._watchers: list[Callable[[MuxedConnection], None]] = []
 
@@ -151,6 +154,7 @@ class MuxedConnection:
             while not self.is_closed:
                 if not self._flush():
                     await trio.lowlevel.wait_writable(self._sock.fileno())
+                    self._took = trio.current_time()
                 elif self.mux.output_bytes:
                     await (
                         trio.lowlevel.checkpoint()
@@ -218,8 +222,9 @@ class MuxedConnection:
                 elif kind == mux.PONG and self._owner is not None:
                     self._owner.ponged(self, value / 1e6)
                 elif kind == mux.WENT_AWAY:
-                    log.debug("%s goes away with code %d", self.peer, value)
+                    self._went_away(value)
             elif kind == mux.READABLE:
+                stream.was_heard = True
                 stream.readable()
             elif kind == mux.WRITABLE:
                 stream.writable()
@@ -234,6 +239,17 @@ class MuxedConnection:
                     else "the other side reset the stream"
                 )
         self.flush_soon()
+
+    def _went_away(self, code: int) -> None:
+        """The other side takes no more streams. One that says it with an error may go on with those that it has:
+        rust-yamux does so at its 512th."""
+        log.debug("%s goes away with code %d", self.peer, code)
+        if code:
+            for stream in [one for one in self._streams.values() if not one.was_heard]:
+                if stream.stream_id % 2 == self.is_initiator:  # ours: the dialler's ids are odd
+                    self.mux.reset(stream.stream_id)
+                    self.forget(stream)
+                    stream.broke("the other side takes no more streams on this connection")
 
     # Streams
 
@@ -290,13 +306,18 @@ class MuxedConnection:
     # Life and death
 
     def check(self, now: float) -> None:
-        """Ping when it is time, and end a connection whose other side is mute. Called every second or so."""
+        """Ping when it is time, and end a connection whose other side is mute. Called every second or so.
+
+        A slow link may take longer than the limit for a ping and what stands before it: as long as the kernel gets
+        rid of bytes, somebody takes them.
+        """
         if self._pinged is not None:
-            if now - self._pinged >= PING_TIMEOUT_SECONDS:
+            if now - max(self._pinged, self._took) >= PING_TIMEOUT_SECONDS:
                 self.abort(f"nothing came within {PING_TIMEOUT_SECONDS:g} seconds after a ping")
             return
+        waits = self.spoke or len(self._sealed) > 0 or self.mux.output_bytes > 0
         quiet = min(now - self.heard, now - self._last_ping)
-        if now - self._last_ping >= PING_INTERVAL_SECONDS or (self.spoke and quiet >= PING_SOONER_SECONDS):
+        if now - self._last_ping >= PING_INTERVAL_SECONDS or (waits and quiet >= PING_SOONER_SECONDS):
             self._ping(now)
 
     def _ping(self, now: float) -> None:

@@ -314,6 +314,24 @@ async def test_a_lost_connection_breaks_its_streams_and_an_end_does_not() -> Non
         assert told == ["lost"]
 
 
+async def test_a_peer_that_takes_no_more_streams_breaks_those_it_never_took() -> None:
+    """As rust-yamux at its 512th stream: GO_AWAY with code 1, and the older ones go on."""
+    async with connected() as (server, client):
+        echo = await client.open_stream(server.host.peer_id, [ECHO])
+        await echo.send_all(b"first")
+        assert await echo.receive_some() == b"first"
+        late = connection(client).open_now()
+        there = connection(server.host)
+        there.mux.go_away(1)
+        there.flush_soon()
+        with pytest.raises(StreamError, match="takes no more streams"):
+            await late.receive_some()
+        await echo.send_all(b"still")
+        assert await echo.receive_some() == b"still"
+        with pytest.raises(StreamError):
+            connection(client).open_now()
+
+
 async def test_a_callback_that_raises_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise ValueError("a bug in a callback")
