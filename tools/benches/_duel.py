@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import selectors
 import statistics
 import subprocess
@@ -161,7 +162,9 @@ class Process:
     def _last_words(self) -> str:
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
-        return said[-1][:300] if said else f"ended with {self.process.poll()}"
+        # A traceback's last line names its error; that of an exception group has a frame around it.
+        named = [line.strip(" |") for line in said if re.match(r"[ |]*[\w.]+(Error|Exception|Exit)\b", line)]
+        return (named or said or [f"ended with {self.process.wait()}"])[-1][:300]
 
 
 @dataclass
