@@ -221,32 +221,24 @@ async def test_a_peer_that_vanished_while_a_writer_was_blocked_is_found(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The last byte heard came after the last byte sent, and the socket takes no more: nobody speaks, all wait."""
+
+    async def send(stream: Stream) -> None:
+        with pytest.raises(StreamError, match="after a ping"):
+            while True:
+                await stream.send_all(bytes(1 << 18))
+
     async with wired() as (wire, server, client):
         await trio.sleep(1)
-        stream = await client.open_stream(server.peer_id, [HOLD])
-        await stream.send_all(b"x")
-        wire.cut.cancel()
         (connection,) = client.connections()
-        start = trio.current_time()
+        wire.cut.cancel()
         async with trio.open_nursery() as nursery:
-
-            async def flood() -> None:
-                with pytest.raises(StreamError, match="after a ping"):
-                    while True:  # as many streams as it takes to fill the sockets on the way
-                        other = await client.open_stream(server.peer_id, [HOLD])
-                        nursery.start_soon(send, other)
-                        await trio.lowlevel.checkpoint()
-
-            async def send(other: Stream) -> None:
-                with contextlib.suppress(StreamError):
-                    await other.send_all(bytes(1 << 18))
-
-            nursery.start_soon(flood)
-            while not connection._sealed:
-                await trio.lowlevel.checkpoint()
+            for _ in range(64):  # 16 MiB in windows: more than the sockets on the way hold
+                nursery.start_soon(send, await client.open_stream(server.peer_id, [HOLD]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert connection._sealed
             connection.spoke = False  # as a last window update would have left it
+            start = trio.current_time()
             await connection.ended.wait()
-            nursery.cancel_scope.cancel()
         assert trio.current_time() - start <= PING_SOONER_SECONDS + PING_TIMEOUT_SECONDS + 2
 
 
