@@ -236,7 +236,7 @@ async def test_they_open_many_streams_at_once(
 async def test_streams_beyond_their_limit_are_refused_and_the_rest_go_on(
     run_other: RunPeer, language: str
 ) -> None:
-    """js takes 32 of a protocol, go 64 and more by its memory, rust 512."""
+    """js takes 32 of a protocol, go 64 and more by its memory, rust 512 of all."""
     async with connected(run_other, we_dial=True) as pair:
         accepted = refused = 0
         asked = trio.Event()
@@ -263,6 +263,28 @@ async def test_streams_beyond_their_limit_are_refused_and_the_rest_go_on(
             assert refused
         assert len(pair.ours.connections()) == 1
         await pair.ours.ping(pair.other.peer_id)
+
+
+async def test_the_stream_that_is_one_too_many_errs_and_the_others_stay(
+    run_other: RunPeer, language: str
+) -> None:
+    """js and go reset it. rust answers with GO_AWAY and nothing else: a later one takes a new connection."""
+    async with connected(run_other, we_dial=True) as pair:
+        streams: list[Stream] = []
+        with pytest.raises(StreamError):
+            while len(streams) < 4096:
+                stream = await pair.ours.open_stream(pair.other.peer_id, [ECHO])
+                await stream.send_all(b"one more")
+                assert await read_exactly(stream, 8) == b"one more"
+                streams.append(stream)
+        if language == "js":
+            assert len(streams) == JS_INBOUND_STREAMS
+        for stream in (streams[0], streams[-1]):
+            await stream.send_all(b"still here")
+            assert await read_exactly(stream, 10) == b"still here"
+        if language == "rust":
+            assert await echo_once(pair, b"elsewhere") == b"elsewhere"
+            assert len(pair.ours.connections()) == 2
 
 
 async def test_a_protocol_that_they_do_not_speak_is_refused(run_other: RunPeer) -> None:
