@@ -152,6 +152,32 @@ async def test_a_thousand_streams_at_once_are_all_served() -> None:
     assert answers == 1000
 
 
+async def test_a_lazy_stream_whose_window_is_full_goes_on_at_its_first_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "lattica.net.stream.READ_BYTES", 2 * WINDOW
+    )  # the answer's read takes all that is here
+    monkeypatch.setattr(
+        "lattica.net.connection.PING_SOONER_SECONDS", 1000
+    )  # which would carry the credit along
+    async with connected() as (server, client):
+        stream = await client.open_stream(server.host.peer_id, [HOLD])
+        theirs = await server.held()
+        async with trio.open_nursery() as nursery:
+
+            async def flood() -> None:
+                await theirs.send_all(bytes(2 * WINDOW))
+                await theirs.send_eof()
+
+            nursery.start_soon(flood)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            size = 0
+            while data := await stream.receive_some():
+                size += len(data)
+        assert size == 2 * WINDOW
+
+
 async def test_last_words_on_a_new_stream_are_heard_though_nobody_hears_the_answer() -> None:
     async with connected() as (server, client):
         stream = await client.open_stream(server.host.peer_id, [HOLD])
