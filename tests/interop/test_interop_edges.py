@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 
 import pytest
@@ -31,6 +32,8 @@ from lattica.errors import StreamError
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 both_dial = pytest.mark.parametrize("we_dial", [True, False], ids=["we-dial", "they-dial"])
+by_go = pytest.mark.parametrize("language", ["go"], indirect=True)  # whose sizes alone can be set
+by_go_and_js = pytest.mark.parametrize("language", ["go", "js"], indirect=True)
 MIB = 1 << 20
 WINDOW_BYTES = 256 * 1024  # of a new stream
 GHOST = "/interop/ghost/1.0.0"  # which nobody serves
@@ -65,16 +68,16 @@ async def talk(pair: Pair) -> None:
     await pair.other.do("ping", peer=pair.ours.peer_id)
 
 
-@pytest.mark.parametrize("frame_bytes", [1024, 1 << 20], ids=["1 KiB", "1 MiB"])
-async def test_data_frames_of_other_sizes_are_taken(
-    run_other: RunPeer, language: str, frame_bytes: int
-) -> None:
-    if language != "go":
-        pytest.skip("only go-libp2p lets its frame size be set")
-    async with connected(run_other, we_dial=True, frame_bytes=frame_bytes, window_bytes=4 * MIB) as pair:
-        stream = await pair.ours.open_stream(pair.other.peer_id, [SOURCE])
-        await send_and_end(stream, (4 * MIB).to_bytes(8, "big"))
-        assert sha256(await read_all(stream)) == sha256(pattern(4 * MIB))
+@by_go
+@pytest.mark.parametrize("frame_bytes", [1024, MIB], ids=["1 KiB", "1 MiB"])
+async def test_data_frames_of_other_sizes_are_taken(run_other: RunPeer, frame_bytes: int) -> None:
+    """One write of 2 MiB: frames as large as that allows, and as our window does (256 KiB at first)."""
+    text = "0123456789abcdef" * (2 * MIB // 16)
+    async with connected(run_other, we_dial=True, frame_bytes=frame_bytes) as pair:
+        stream, number = await pair.they_open_held()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(pair.other.do, "write", stream=number, text=text))
+            assert await read_exactly(stream, len(text)) == text.encode()
 
 
 # Windows
@@ -92,13 +95,8 @@ async def test_windows_that_grow_are_used_and_respected(run_other: RunPeer, we_d
         assert result["received"] == sha256(data)
 
 
-async def test_a_window_larger_than_the_first_takes_that_much_unread(
-    run_other: RunPeer, language: str
-) -> None:
-    if (
-        language != "go"
-    ):  # js sends with a larger first window too, without being allowed to; rust has none to set
-        pytest.skip("only go-libp2p's first window can be set")
+@by_go
+async def test_a_window_larger_than_the_first_takes_that_much_unread(run_other: RunPeer) -> None:
     async with connected(run_other, we_dial=True, window_bytes=4 * MIB) as pair:
         stream, number = await pair.we_open_held()
         await stream.send_all(b"x" * (3 * MIB))  # returns only when there was room for it
@@ -137,12 +135,11 @@ async def test_streams_opened_and_filled_before_any_answer_arrive_whole(
 # Yamux pings
 
 
+@by_go_and_js  # rust pings over Yamux by itself and cannot be asked to
 @both_dial
 async def test_yamux_pings_are_answered_beside_bulk_data(
     run_other: RunPeer, language: str, we_dial: bool
 ) -> None:
-    if language == "rust":
-        pytest.skip("rust-libp2p pings over Yamux by itself and cannot be asked to")
     async with connected(run_other, we_dial=we_dial) as pair:
         stream = await pair.ours.open_stream(pair.other.peer_id, [ECHO])
         data = pattern(4 * MIB)
