@@ -28,6 +28,7 @@ class Channel:
 
     __slots__ = (
         "_expired",
+        "_most",
         "_on_large",
         "_reader",
         "_sending",
@@ -54,7 +55,10 @@ class Channel:
             max_frame_bytes, ask_from=None if on_large is None else min(SMALL_FRAME_BYTES, max_frame_bytes)
         )
         self._on_large = on_large
-        self._wanted = READ_BYTES
+        # What was read ahead counts no more in the connection's own budget: behind a peer's requests, of which there
+        # may be thousands, little of it.
+        self._most = READ_BYTES if on_large is None else SMALL_FRAME_BYTES
+        self._wanted = self._most
         self._taking = False
         self._expired = False
         self._turn = 0
@@ -122,7 +126,7 @@ class Channel:
                 body = reader.next()
                 if body is not None:
                     # After a large frame most likely another one follows: leave its section where it is.
-                    self._wanted = _HEAD_BYTES if len(body[1]) > SMALL_FRAME_BYTES else READ_BYTES
+                    self._wanted = _HEAD_BYTES if len(body[1]) > SMALL_FRAME_BYTES else self._most
                     return body
         finally:
             self._taking = False

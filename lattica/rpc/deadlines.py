@@ -32,6 +32,7 @@ class Deadlines:
         self._wake_at = math.inf
         self._waiting: trio.CancelScope | None = None
         self._running = False
+        self._closed = False
         self._lot = trio.lowlevel.ParkingLot()  # where nobody is ever woken
 
     def hold(self, entry: Expiring, at: float) -> None:
@@ -48,11 +49,16 @@ class Deadlines:
     def release(self, entry: Expiring) -> None:
         """Forget an entry. Nothing happens when it is not held."""
         self._held.pop(entry, None)
+        if self._closed:
+            self._end_if_idle()
 
     def close(self) -> None:
-        """Forget all entries and end the task."""
-        self._held.clear()
-        if self._waiting is not None:
+        """End the task as soon as nothing is held, and not only when it wakes up next."""
+        self._closed = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if not self._held and self._waiting is not None:
             self._waiting.cancel()
 
     async def _run(self) -> None:

@@ -89,3 +89,5 @@ class Pool:
         """End all idle streams."""
         for peer in list(self._idle):
             self.drop(peer)
+        self._deadlines.release(self)
+        self._trims = False

@@ -76,6 +76,7 @@ class Rpc:
     def close(self) -> None:
         """Drop all idle streams. Calls in flight are their callers' to end."""
         self._pool.close()
+        self._deadlines.close()
 
     def show(self, metrics: CallMetrics, protocol: str) -> None:
         """Let a node's metrics tell of the calls made and answered here."""
