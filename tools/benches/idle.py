@@ -42,12 +42,14 @@ def run(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             try:
                 assert node.stdout is not None
                 address = json.loads(node.stdout.readline())["addresses"][0]
-                alone = proc.memory_bytes(node.pid)
+                alone, sockets = proc.memory_bytes(node.pid), proc.descriptors(node.pid)
                 peers = duel.Process([sys.executable, str(duel.KNOWN[duel.OURS].script), "client", address])
                 try:
                     peers.read()
                     peers.ask({"work": "crowd", "count": args.connections - 1, "address": address})
                     time.sleep(SETTLE_SECONDS)
+                    held = proc.descriptors(node.pid) - sockets
+                    assert held >= args.connections, f"{held} of {args.connections} connections live"
                     before, started = proc.cpu_seconds(node.pid), time.monotonic()
                     time.sleep(args.seconds)
                     used = proc.cpu_seconds(node.pid) - before
