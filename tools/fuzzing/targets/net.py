@@ -97,6 +97,8 @@ def _run_handshake(data: bytes) -> bool:
     sent = b""
     try:
         for piece in draw.cuts(stream):
+            if handshake.result is not None:
+                break  # from here on the mux gets what comes
             sent += handshake.receive(piece)
             assert len(handshake._buffer) <= 2 + MAX_HANDSHAKE_BYTES + len(piece)
     except RemoteProtocolError:
