@@ -155,12 +155,8 @@ async def test_a_thousand_streams_at_once_are_all_served() -> None:
 async def test_a_lazy_stream_whose_window_is_full_goes_on_at_its_first_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "lattica.net.stream.READ_BYTES", 2 * WINDOW
-    )  # the answer's read takes all that is here
-    monkeypatch.setattr(
-        "lattica.net.connection.PING_SOONER_SECONDS", 1000
-    )  # which would carry the credit along
+    # The answer's read takes all that is here.
+    monkeypatch.setattr("lattica.net.stream.READ_BYTES", 2 * WINDOW)
     async with connected() as (server, client):
         stream = await client.open_stream(server.host.peer_id, [HOLD])
         theirs = await server.held()
@@ -172,7 +168,9 @@ async def test_a_lazy_stream_whose_window_is_full_goes_on_at_its_first_read(
 
             nursery.start_soon(flood)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            size = 0
+            size = len(await stream.receive_some(1))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert connection(client).mux.output_bytes == 0  # the credit has left
             while data := await stream.receive_some():
                 size += len(data)
         assert size == 2 * WINDOW
