@@ -28,7 +28,6 @@ HOLD: Final = "/interop/hold/1.0.0"  # whose streams a test moves by hand
 LIMIT_SECONDS: Final = 60.0  # for a whole test; a healthy one takes a second or two
 EXIT_SECONDS: Final = 3.0  # for a peer whose stdin was closed
 
-
 RunPeer = Callable[..., AbstractAsyncContextManager["OtherPeer"]]
 
 

@@ -273,7 +273,7 @@ async def test_the_stream_that_is_one_too_many_errs_and_the_others_stay(
         streams: list[Stream] = []
         with pytest.raises(StreamError):
             while len(streams) < 4096:
-                stream = await pair.ours.open_stream(pair.other.peer_id, [ECHO])
+                stream: Stream = await pair.ours.open_stream(pair.other.peer_id, [ECHO])
                 await stream.send_all(b"one more")
                 assert await read_exactly(stream, 8) == b"one more"
                 streams.append(stream)
