@@ -55,13 +55,13 @@ RECORD_TIMEOUT_SECONDS: Final = 10.0  # one keeper's answer, the dial included
 # Connections
 MAX_CONNECTIONS: Final = 512  # of a node: a socket, two tasks and some buffers each
 MAX_CONNECTIONS_PER_PEER: Final = 8  # two from dialling each other at once, some on their way out
-MAX_WINDOW_GROWTH_BYTES: Final = 256 * MIB  # receive windows of all connections together, beyond their first size
+MAX_WINDOW_GROWTH_BYTES: Final = 256 * MIB  # windows of all connections, beyond their first size
 MAX_HANDSHAKES: Final = 256  # accepted sockets that have not proved who they are: a task and some KiB each
 MAX_PEERS_KNOWN: Final = 4096  # whose addresses are kept, connected ones not counted
-ANSWER_TIMEOUT_SECONDS: Final = 1.8  # TCP and a first byte from one address; one SYN may get lost (RFC 6298: 1 s)
+ANSWER_TIMEOUT_SECONDS: Final = 1.8  # TCP and a first byte from one address; one SYN may get lost
 DIAL_TIMEOUT_SECONDS: Final = 10.0  # one address, name to Yamux
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0  # Noise and Yamux on an accepted socket: slow-loris bound
 PING_INTERVAL_SECONDS: Final = 15.0  # rust-libp2p's interval; keeps NAT mappings of 30 s alive
 PING_SOONER_SECONDS: Final = 2.0  # when we said something and heard nothing since: find out early
-PING_TIMEOUT_SECONDS: Final = 10.0  # without a byte after a ping: dead. A peer that loads torch can be mute for 6
-UNSENT_BYTES: Final = 128 * KIB  # in the kernel, not yet on the wire: what a small frame may have to wait behind
+PING_TIMEOUT_SECONDS: Final = 10.0  # mute for so long after a ping: dead; loading torch takes up to 6
+UNSENT_BYTES: Final = 128 * KIB  # in the kernel, not on the wire: small frames wait behind them
