@@ -87,10 +87,22 @@ def test_an_input_that_never_ends_is_found(monkeypatch: pytest.MonkeyPatch) -> N
             pass
         return True
 
-    monkeypatch.setattr(engine, "_HANG_SECONDS", 0.02)
+    monkeypatch.setattr(engine, "_HANG_SECONDS", 0.2)
     finding = planted(run).findings[0]
     assert "no end after" in finding.what
     assert len(finding.data) > 20
+
+
+def test_a_batch_that_is_slow_as_a_whole_does_not_end_a_run_unnoticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(data: bytes) -> bool:
+        return sum(range(20_000)) > 0 and data == VALID
+
+    monkeypatch.setattr(engine, "_HANG_SECONDS", 0.01)
+    report = planted(run)
+    assert "no end after" in report.findings[-1].what
+    assert report.inputs < 1000
 
 
 def test_a_decoder_that_refuses_what_is_valid_is_found() -> None:

@@ -30,6 +30,7 @@ _HANG_SECONDS: Final = 20.0  # CPU time of a batch; usual ones take under a tent
 _MAX_GROWTH_BYTES: Final = 128 << 20  # of the process, over a whole run,
 _MAX_GROWTH_PER_INPUT: Final = 32  # and this for each input: tracemalloc's starts and stops cost about 10
 _MAX_FINDINGS: Final = 8
+_HANG: Final = "hang"  # the key of its finding
 _MINIMISE_RUNS: Final = 3000
 
 
@@ -92,17 +93,22 @@ def run(target: Target, *, seed: int, inputs: int | None = None, seconds: float 
     report = Report(target.name, seed)
     found: dict[str, Finding] = {}
     started, cpu, at_start = time.monotonic(), time.process_time(), _process_bytes()
-    with _watchdog() as rearm, contextlib.suppress(_Hang):  # an input that never ends is the run's last
-        for batch in itertools.count():
-            if inputs is not None and report.inputs >= inputs:
-                break
-            if seconds is not None and time.monotonic() - started >= seconds:
-                break
-            if len(found) >= _MAX_FINDINGS:
-                break
-            rearm()
-            size = BATCH if inputs is None else min(BATCH, inputs - report.inputs)
-            _batch(target, Random(f"{seed} {target.name} {batch}"), size, report, found)
+    try:
+        with _watchdog() as rearm:
+            for batch in itertools.count():
+                if inputs is not None and report.inputs >= inputs:
+                    break
+                if seconds is not None and time.monotonic() - started >= seconds:
+                    break
+                if len(found) >= _MAX_FINDINGS:
+                    break
+                rearm()
+                size = BATCH if inputs is None else min(BATCH, inputs - report.inputs)
+                _batch(target, Random(f"{seed} {target.name} {batch}"), size, report, found)
+    except (
+        _Hang
+    ) as error:  # an input that never ends is the run's last; it may also be all of a batch that is slow
+        found.setdefault(_HANG, Finding(target.name, f"a batch had {error}", b""))
     report.seconds = time.monotonic() - started
     report.cpu_seconds = time.process_time() - cpu
     report.grown_bytes = max(0, _process_bytes() - at_start)
@@ -171,7 +177,7 @@ def _cpu_seconds(target: Target, data: bytes) -> float:
 
 
 def _note(target: Target, error: BaseException, data: bytes, found: dict[str, Finding]) -> None:
-    key = _place(error)
+    key = _HANG if isinstance(error, _Hang) else _place(error)
     if key in found or len(found) >= _MAX_FINDINGS:
         return
     text = "".join(traceback.format_exception(error)).rstrip()
