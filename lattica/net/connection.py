@@ -26,11 +26,10 @@ from lattica.protocols import KIB, PING_INTERVAL_SECONDS, PING_SOONER_SECONDS, P
 log = logging.getLogger("lattica.net.connection")
 
 MIN_READ_BYTES: Final = 16 * KIB  # asked for in one read; doubled while reads are filled
-MAX_READ_BYTES: Final = (
-    120 * KIB
-)  # below 128 KiB, from where malloc takes fresh pages from the kernel each time
+MAX_READ_BYTES: Final = 120 * KIB  # from 128 KiB on malloc takes fresh pages each time
 MIN_BATCH_BYTES: Final = 64 * KIB  # sealed and sent at once; doubled while the socket takes it
 MAX_BATCH_BYTES: Final = 128 * KIB
+FIRST_PINGS: Final = 5  # in a row: windows grow by the least round trip, and a start is busy
 CLOSE_SECONDS: Final = 1.0  # for the last frames to leave, and for the other side to hang up
 BROKE_PROTOCOL: Final = 1  # GO_AWAY's code
 
@@ -96,6 +95,7 @@ class MuxedConnection:
         self._closing = False
         self._pinged: float | None = None  # when; None when an answer came
         self._last_ping = self.heard
+        self._pongs = 0
         self._took = self.heard  # when the kernel last had room again for a writer that waited
         self.spoke = False  # a stream sent something, and nothing was heard since
         self._watchers: list[Callable[[MuxedConnection], None]] = []
@@ -220,6 +220,9 @@ class MuxedConnection:
                     if self._owner is not None:
                         self._owner.stream_opened(stream)
                 elif kind == mux.PONG and self._owner is not None:
+                    self._pongs += 1
+                    if self._pongs < FIRST_PINGS:
+                        self._ping(trio.current_time())
                     self._owner.ponged(self, value / 1e6)
                 elif kind == mux.WENT_AWAY:
                     self._went_away(value)
