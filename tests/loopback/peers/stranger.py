@@ -32,6 +32,7 @@ RPC = "/lattica/rpc/1.0.0"
 GREETING = "/multistream/1.0.0"
 RECORD_BYTES = 65_000
 INITIAL_WINDOW = 256 * 1024
+SETTLED = 0x5E77_1ED0  # what a ping carries that asks whether all has been read
 
 
 def varint(number: int) -> bytes:
@@ -70,6 +71,7 @@ class Stranger:
     granted: dict[int, int] = field(
         default_factory=lambda: defaultdict(int)
     )  # beyond the window it began with
+    pongs: set[int] = field(default_factory=set)
     closed: bool = False
     _sealed: bytearray = field(default_factory=bytearray)
     _plain: bytearray = field(default_factory=bytearray)
@@ -148,6 +150,8 @@ class Stranger:
             await self.frame(PING, ACK, 0, length=length)
         if stream and flags & SYN:
             self.asked.append(stream)
+        if kind == PING and flags & ACK:
+            self.pongs.add(length)
         if kind == WINDOW_UPDATE:
             self.granted[stream] += length
         self.data[stream] += body
@@ -168,6 +172,12 @@ class Stranger:
 
     async def until_closed(self) -> None:
         while not self.closed:
+            await self._step()
+
+    async def settled(self) -> None:
+        """Wait until the node has read everything that was sent, or has closed the connection."""
+        await self.frame(PING, SYN, 0, length=SETTLED)
+        while SETTLED not in self.pongs and not self.closed:
             await self._step()
 
     async def asked_for(self, protocol: str) -> int:
