@@ -132,11 +132,10 @@ def _run_manifest(data: bytes) -> bool:
 
 
 @cache
-def _file() -> Path:
-    """One file for all inputs, in memory where the system has such a folder."""
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """For one file that all inputs share; in memory where the system has such a folder. Gone with the process."""
     shared = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="lattica-fuzz-", dir=shared if shared.is_dir() else None)
-    return Path(folder) / "model.safetensors"
+    return tempfile.TemporaryDirectory(prefix="lattica-fuzz-", dir=shared if shared.is_dir() else None)
 
 
 def _valid_header(random: Random) -> bytes:
@@ -145,7 +144,7 @@ def _valid_header(random: Random) -> bytes:
 
 
 def _run_header(data: bytes) -> bool:
-    path = _file()
+    path = Path(_folder().name) / "model.safetensors"
     path.write_bytes(data)
     try:
         tensors = read_tensor_table(path)
