@@ -61,8 +61,12 @@ class Stream(Protocol):
     def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:
         """What is here; None when nothing is, b"" after the other side's end. Raises StreamError."""
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """As `receive_some`, straight into `buffer`; returns how many bytes, 0 after the other side's end."""
+    async def receive_into(self, buffer: memoryview, enough: int = 1) -> int:
+        """As `receive_some`, straight into `buffer`; returns how many bytes, 0 after the other side's end.
+
+        `enough` says how many more are sure to come: a stream may wait for up to so many before it wakes its reader,
+        who is spared a wake-up for each small part of a large message.
+        """
 
     def on_break(self, callback: Callable[[], None] | None) -> None:
         """Call back once when the other side resets the stream or its connection is lost, whatever is unread.

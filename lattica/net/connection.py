@@ -88,6 +88,7 @@ class MuxedConnection:
         self._early = early
         self._owner: Owner | None = None
         self._streams: dict[int, MuxedStream] = {}
+        self._short: list[MuxedStream] = []
         self._writer: trio.lowlevel.Task | None = None  # while it has nothing to send
         self._sealed = memoryview(b"")  # what the socket did not take yet
         self._batch = MIN_BATCH_BYTES
@@ -210,6 +211,7 @@ class MuxedConnection:
         return True
 
     def _dispatch(self, events: list[mux.Event]) -> None:
+        short, self._short = self._short, []  # whose readers wait for more than had come
         streams = self._streams
         for kind, stream_id, value in events:
             stream = streams.get(stream_id)
@@ -228,7 +230,8 @@ class MuxedConnection:
                     self._went_away(value)
             elif kind == mux.READABLE:
                 stream.was_heard = True
-                stream.readable()
+                if not stream.arrived():
+                    self._short.append(stream)
             elif kind == mux.WRITABLE:
                 stream.writable()
             elif kind == mux.ENDED:
@@ -241,6 +244,8 @@ class MuxedConnection:
                     if value
                     else "the other side reset the stream"
                 )
+        if short:
+            self._short += [stream for stream in short if not stream.arrived()]
         self.flush_soon()
 
     def _went_away(self, code: int) -> None:

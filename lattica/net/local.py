@@ -64,7 +64,7 @@ class LocalStream:
         except OSError as error:
             raise _gone() from error
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, enough: int = 1) -> int:
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             try:
@@ -166,7 +166,7 @@ class PairStream:
             return self._in.take(max_bytes)
         return b"" if self._in.is_ended else None
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, enough: int = 1) -> int:
         data = await self.receive_some(len(buffer))
         buffer[: len(data)] = data
         return len(data)

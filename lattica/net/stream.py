@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("lattica.net.stream")
 
 READ_BYTES = 120 * KIB  # one read takes what has arrived, up to this: as one of the connection's
+# Of what a reader knows is to come, enough to wake it; less than half of the smallest window, so that it
+# can arrive unread. A large message among others' comes in frames of 16 KiB, and a wake-up costs more than opening one.
+ENOUGH_BYTES = 64 * KIB
 
 
 class MuxedStream:
@@ -33,6 +36,7 @@ class MuxedStream:
     __slots__ = (
         "_broken_off",
         "_ended",
+        "_enough",
         "_error",
         "_front",
         "_mux",
@@ -60,6 +64,7 @@ class MuxedStream:
         self._broken_off = False  # what has arrived counts no more
         self._error: str | None = None
         self._reader: trio.lowlevel.Task | None = None
+        self._enough = 1  # bytes that it waits for
         self._writer: trio.lowlevel.Task | None = None
         self._on_break: Callable[[], None] | None = None
 
@@ -93,7 +98,7 @@ class MuxedStream:
                 return data
         return self._nothing()
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, enough: int = 1) -> int:
         """As `lattica.net.api.Stream.receive_into`."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
@@ -106,7 +111,7 @@ class MuxedStream:
             if data is not None:
                 buffer[: len(data)] = data
                 return len(data)
-            await self._arrival()
+            await self._arrival(1 if self._offer is not None else min(enough, len(buffer), ENOUGH_BYTES))
 
     def _nothing(self) -> bytes | None:
         """What it means that no bytes are here. Raises StreamError."""
@@ -116,9 +121,11 @@ class MuxedStream:
             raise StreamError(self._error)
         return None
 
-    async def _arrival(self) -> None:
+    async def _arrival(self, enough: int = 1) -> None:
+        """Wait until so many bytes are here, or no more will come."""
         if self._reader is not None:
             raise trio.BusyResourceError("another task reads from this stream")
+        self._enough = enough
         self._reader = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -263,6 +270,17 @@ class MuxedStream:
             self.connection.flush_soon()  # the credit for all that came with the answer
 
     # What the connection tells
+
+    def arrived(self) -> bool:
+        """Bytes came. False when the reader waits for more of them: ask again when more came."""
+        if (
+            self._reader is not None
+            and self._enough > 1
+            and self._mux.available(self.stream_id) < self._enough
+        ):
+            return False
+        self.readable()
+        return True
 
     def readable(self) -> None:
         """Bytes came, or will come no more."""

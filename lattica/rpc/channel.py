@@ -135,7 +135,7 @@ class Channel:
         """Wait for bytes of the next frame; how many came, 0 at the end."""
         buffer = self._reader.buffer()
         if buffer is not None:
-            size = await self._stream.receive_into(buffer)
+            size = await self._stream.receive_into(buffer, len(buffer))
             self._reader.received(size)
             return size
         data = await self._stream.receive_some(self._wanted)

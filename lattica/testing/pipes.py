@@ -237,7 +237,7 @@ class MemoryStream:
     def receive_nowait(self, max_bytes: int | None = None) -> bytes | None:
         return self._incoming.read(_READ_BYTES if max_bytes is None else max_bytes)
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, enough: int = 1) -> int:
         target = buffer.cast("B")
         data = await self.receive_some(len(target))
         target[: len(data)] = data

@@ -383,3 +383,35 @@ async def test_200_cancelled_writes_leave_the_connection_whole() -> None:
         await echo.send_all(b"whole")
         assert await echo.receive_some() == b"whole"
         assert len(client.connections()) == 1
+
+
+async def test_a_reader_that_waits_for_enough_is_woken_by_it_by_the_end_and_by_a_reset() -> None:
+    async with connected() as (server, client):
+        for last_word in ("enough", "end", "reset"):
+            stream = await client.open_stream(server.host.peer_id, [HOLD])
+            await stream.send_all(b"x")
+            far = await server.held()
+            assert await far.receive_some() == b"x"
+            buffer, got = memoryview(bytearray(50_000)), []
+
+            async def read(far: Stream, buffer: memoryview, got: list[object]) -> None:
+                try:
+                    got.append(await far.receive_into(buffer, len(buffer)))
+                except StreamError as error:
+                    got.append(error)
+
+            with trio.fail_after(5):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(read, far, buffer, got)
+                    await stream.send_all(bytes(10_000))
+                    while far._mux.available(far.stream_id) < 10_000:  # noqa: ASYNC110  # it tells nobody, as it should
+                        await trio.sleep(0.001)
+                    assert got == []
+                    if last_word == "enough":
+                        await stream.send_all(bytes(40_000))
+                    elif last_word == "end":
+                        await stream.send_eof()
+                    else:
+                        stream.reset()
+            expected = {"enough": "50000", "end": "10000", "reset": "the other side reset the stream"}
+            assert [str(what) for what in got] == [expected[last_word]]
