@@ -182,15 +182,13 @@ class Stranger:
 
     async def asked_for(self, protocol: str) -> int:
         """Wait until the node opens a stream under `protocol`, agree to it, and give it."""
-        greeting = negotiation(GREETING, protocol)
-        seen = 0
+        wish = negotiation(GREETING, protocol)
         while not self.closed:
-            for stream in self.asked[seen:]:
-                if (await self.read(stream, len(greeting)))[: len(greeting)] == greeting:
+            for stream in self.asked:
+                if self.data[stream].startswith(wish):
                     self.asked.remove(stream)
-                    await self.write(stream, greeting)
+                    await self.write(stream, wish)
                     return stream
-                seen += 1
             await self._step()
         raise AssertionError(f"the node never asked for {protocol}")
 
