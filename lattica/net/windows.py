@@ -1,7 +1,7 @@
 """How far a sender may run ahead of its reader: the receive window of one stream and the budget they share.
 
-Pure arithmetic. A window starts at the protocol's size and doubles while its reader keeps up and the writer
-uses it up within a few round trips: then the window, and not the link or the reader, is what holds it up.
+Pure arithmetic. A window starts at the protocol's size and doubles while its reader keeps up and, from 1 MiB on, the
+writer uses it up within a few round trips: then the window, and not the link or the reader, is what holds it up.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Final
 
 KIB: Final = 1024
 INITIAL_WINDOW: Final = 256 * KIB  # the protocol's own; both sides start with it
+# Below this a window must last for a turn of a busy scheduler, not for a round trip.
+EASY_WINDOW: Final = KIB * KIB
 MAX_WINDOW: Final = 16 * KIB * KIB  # 160 MB/s over 100 ms
 EXTRA_WINDOWS: Final = 64 * KIB * KIB  # growth of all windows of one connection together
 GROW_WITHIN_ROUND_TRIPS: Final = 2  # so it ends at 2 to 4 times bandwidth x delay
@@ -71,7 +73,7 @@ class ReceiveWindow:
             return False
         elapsed, used, drained = now - self.epoch, self.used, self.drained
         self.epoch, self.used, self.drained = now, 0, False
-        if rtt is None:
+        if rtt is None or self.size < EASY_WINDOW:
             return drained
         allowed = GROW_WITHIN_ROUND_TRIPS * max(rtt, MIN_ROUND_TRIP)
         return drained and elapsed * self.size <= allowed * used

@@ -43,13 +43,14 @@ MAX_LINGERING: Final = 4096  # streams that we closed and the other side did not
 MAX_UNREAD_BYTES: Final = 64 * KIB * KIB  # of one connection; beyond it the fullest stream is reset
 MAX_REPLY_BYTES: Final = KIB * KIB  # pongs and resets that a peer makes us queue without reading them
 MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
-SHARED_DATA_BYTES: Final = 16 * KIB  # of one frame while other streams wait for their turn
+SHORT_BYTES: Final = (
+    16 * KIB
+)  # a stream that has no more to send goes first: a small call does not wait for bulk
+OVERTAKING_BYTES: Final = 64 * KIB  # what such streams may send in a row while others wait
 MIN_CUT_BYTES: Final = 4 * KIB  # a frame is not cut smaller than this to fill up a record
 QUEUE_BYTES: Final = 256 * KIB  # of one stream, waiting to be sent
-CROWDED_BYTES: Final = (
-    4 * KIB * KIB
-)  # when more than this waits on the connection, a stream may queue its share
-CROWDED_QUEUE_BYTES: Final = 16 * KIB  # of it, and this at least
+CROWDED_BYTES: Final = 4 * KIB * KIB  # when more waits on the connection, a stream may queue its share of it,
+CROWDED_QUEUE_BYTES: Final = 16 * KIB  # and this at least
 
 Piece = bytes | bytearray | memoryview
 
@@ -90,6 +91,8 @@ class Yamux:
         )  # a frame, or b"" and a stream to credit; a reply?
         self._replies = 0  # of the control frames
         self._turns: deque[int] = deque()  # streams that wait to send; those that were forgotten are skipped
+        self._short: deque[int] = deque()  # those of them that had little to send when they came
+        self._overtook = 0  # what these sent since one of the others did
         self._senders = 0
         self._queued = 0
         self._served: set[int] = set()  # streams that sent since the last take_writable
@@ -221,13 +224,16 @@ class Yamux:
             pieces.append(frame)
             room -= HEADER.size
             self.output_bytes -= HEADER.size
-        while self._turns and room >= HEADER.size:
-            stream = self._turns[0]
+        while (turns := self._next_turns()) and room >= HEADER.size:
+            stream = turns[0]
             state = self._streams.get(stream)
             if state is None or not state.waiting:
-                self._turns.popleft()
+                turns.popleft()
                 continue
-            size = min(len(state.queued), MAX_DATA_BYTES if self._senders == 1 else SHARED_DATA_BYTES)
+            if turns is self._short and len(state.queued) > SHORT_BYTES:
+                self._turns.append(turns.popleft())  # it has more to send by now
+                continue
+            size = min(len(state.queued), MAX_DATA_BYTES)
             if size:
                 fits = room - HEADER.size
                 if fits < min(size, MIN_CUT_BYTES):
@@ -239,7 +245,11 @@ class Yamux:
                 self._queued -= size
                 self.output_bytes -= size
                 self._served.add(stream)
-            self._turns.popleft()
+            turns.popleft()
+            if turns is self._turns:
+                self._overtook = 0
+            elif self._turns:
+                self._overtook += HEADER.size + size
             state.waiting = False
             self._senders -= 1
             if state.ending and not state.queued and room >= HEADER.size:
@@ -289,7 +299,12 @@ class Yamux:
         if not state.waiting:
             state.waiting = True
             self._senders += 1
-            self._turns.append(stream)
+            (self._short if len(state.queued) <= SHORT_BYTES else self._turns).append(stream)
+
+    def _next_turns(self) -> deque[int]:
+        """The queue whose first stream may send now."""
+        short_first = not self._turns or self._overtook < OVERTAKING_BYTES
+        return self._short if self._short and short_first else self._turns
 
     def _send_control(
         self, kind: int, flags: int, stream: int, length: int, *, is_reply: bool = False

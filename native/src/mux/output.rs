@@ -1,4 +1,5 @@
-//! What waits to be sent, and whose turn it is: control frames first, then one frame of each stream after the other.
+//! What waits to be sent, and whose turn it is: control frames first, then streams that have little to send, then one
+//! frame of each other stream after the other.
 
 use std::collections::VecDeque;
 
@@ -12,8 +13,10 @@ use super::Error;
 const KIB: usize = 1024;
 /// Header and payload fill one record.
 const MAX_DATA_BYTES: usize = MAX_PLAINTEXT_BYTES - HEADER_BYTES;
-/// Of one frame while other streams wait for their turn.
-const SHARED_DATA_BYTES: usize = 16 * KIB;
+/// A stream that has no more than this to send goes before those that have: a small call does not wait for bulk.
+const SHORT_BYTES: usize = 16 * KIB;
+/// What such streams may send in a row while others wait.
+const OVERTAKING_BYTES: usize = 64 * KIB;
 /// A frame is not cut smaller than this to fill up a record.
 const MIN_CUT_BYTES: usize = 4 * KIB;
 /// Of one stream, waiting to be sent; while more than CROWDED_BYTES wait on the connection its share of them, and
@@ -40,6 +43,10 @@ pub struct Output {
     replies: usize,
     /// Streams that wait to send; those that were forgotten are skipped.
     turns: VecDeque<u32>,
+    /// Those of them that had little to send when they came.
+    short: VecDeque<u32>,
+    /// What they sent since one of the others did.
+    overtook: usize,
     pub senders: usize,
     pub queued: usize,
     /// Streams that sent since the last `take_writable`.
@@ -82,8 +89,16 @@ impl Output {
         if !stream.waiting {
             stream.waiting = true;
             self.senders += 1;
-            self.turns.push_back(id);
+            if stream.queued.len() <= SHORT_BYTES {
+                self.short.push_back(id);
+            } else {
+                self.turns.push_back(id);
+            }
         }
+    }
+
+    fn favours_short(&self) -> bool {
+        !self.short.is_empty() && (self.turns.is_empty() || self.overtook < OVERTAKING_BYTES)
     }
 
     fn queue_limit(&self) -> usize {
@@ -186,21 +201,23 @@ impl Yamux {
             self.output.bytes -= HEADER_BYTES;
         }
         while room >= HEADER_BYTES {
-            let Some(&id) = self.output.turns.front() else { break };
             let output = &mut self.output;
+            let is_short = output.favours_short();
+            let turns = if is_short { &mut output.short } else { &mut output.turns };
+            let Some(&id) = turns.front() else { break };
             let stream = match self.streams.get_mut(&id) {
                 Some(stream) if stream.waiting => stream,
                 _ => {
-                    output.turns.pop_front();
+                    turns.pop_front();
                     continue;
                 }
             };
-            let most = if output.senders == 1 {
-                MAX_DATA_BYTES
-            } else {
-                SHARED_DATA_BYTES
-            };
-            let mut size = stream.queued.len().min(most);
+            if is_short && stream.queued.len() > SHORT_BYTES {
+                turns.pop_front();
+                output.turns.push_back(id); // it has more to send by now
+                continue;
+            }
+            let mut size = stream.queued.len().min(MAX_DATA_BYTES);
             if size > 0 {
                 let fits = room - HEADER_BYTES;
                 if fits < size.min(MIN_CUT_BYTES) {
@@ -215,7 +232,15 @@ impl Yamux {
                 output.bytes -= size;
                 output.served.push(id);
             }
-            output.turns.pop_front();
+            if !is_short {
+                output.turns.pop_front();
+                output.overtook = 0;
+            } else {
+                output.short.pop_front();
+                if !output.turns.is_empty() {
+                    output.overtook += HEADER_BYTES + size;
+                }
+            }
             output.senders -= 1;
             stream.waiting = false;
             if stream.ending && stream.queued.is_empty() && room >= HEADER_BYTES {

@@ -7,6 +7,8 @@ pub const MAX_WINDOW: u64 = 16 * 1024 * 1024;
 /// Growth of all windows of one connection together.
 pub const EXTRA_WINDOWS: u64 = 64 * 1024 * 1024;
 const GROW_WITHIN_ROUND_TRIPS: f64 = 2.0;
+/// Up to here a window grows whenever its reader keeps up.
+const EASY_WINDOW: u64 = 1024 * 1024;
 /// Seconds.
 const MIN_ROUND_TRIP: f64 = 0.0005;
 
@@ -89,11 +91,11 @@ impl ReceiveWindow {
         let (elapsed, used, drained) = (now - self.epoch, self.used as f64, self.drained);
         (self.epoch, self.used, self.drained) = (now, 0, false);
         match rtt {
-            None => drained,
-            Some(rtt) => {
+            Some(rtt) if self.size >= EASY_WINDOW => {
                 let allowed = GROW_WITHIN_ROUND_TRIPS * rtt.max(MIN_ROUND_TRIP);
                 drained && elapsed * self.size as f64 <= allowed * used
             }
+            _ => drained,
         }
     }
 
