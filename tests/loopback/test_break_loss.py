@@ -18,7 +18,7 @@ from lattica.net.identity import Identity
 
 KILLED_SECONDS = 5.0  # until every call in flight to a killed server has ended
 FROZEN_SECONDS = (
-    8.0  # the same for a frozen one, where its pings go out after 0.5 s and are waited for for 1 s
+    8.0  # the same for a frozen one, where pings go out after 0.5 or 2 s and are waited for for 1 s
 )
 DEAD_SECONDS = 2.0  # until a dead address has shown as an error
 
@@ -86,6 +86,7 @@ async def test_a_frozen_server_ends_every_call_in_flight_once_a_ping_stays_unans
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tells a frozen machine from a silent one but a ping, so that is how long it takes."""
+    monkeypatch.setattr("lattica.net.connection.PING_INTERVAL_SECONDS", 2.0)
     monkeypatch.setattr("lattica.net.connection.PING_SOONER_SECONDS", 0.5)
     monkeypatch.setattr("lattica.net.connection.PING_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("lattica.net.host.CHECK_SECONDS", 0.5)
