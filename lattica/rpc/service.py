@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 import trio
@@ -252,7 +253,9 @@ def _request(method: str, args: tuple[object, ...], end: _End, *, more: bool) ->
     return Request(method, list(args), end.remaining(), current_trace.get() or new_trace(), more)
 
 
+@lru_cache(maxsize=1024)
 def _target(peer: PeerId | str) -> PeerId:
+    """Who is meant. Kept for ids that come as text again and again: base58 costs as much as a small call."""
     try:
         return PeerId.parse(peer)
     except ValueError as error:
