@@ -87,7 +87,9 @@ class Mux:
         LocalProtocolError: a key that is not 32 bytes long.
     """
 
-    def __new__(cls, *, initiator: bool, send_key: bytes, receive_key: bytes, windows: WindowBudget) -> Self: ...
+    def __new__(
+        cls, *, initiator: bool, send_key: bytes, receive_key: bytes, windows: WindowBudget
+    ) -> Self: ...
     @property
     def output_bytes(self) -> int: ...
     @property

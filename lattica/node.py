@@ -46,6 +46,7 @@ class OpenHost(Protocol):
         listen: Sequence[str],
         announce: Sequence[str],
         gate: Callable[[PeerId, str], bool],
+        metrics: Metrics,
     ) -> AbstractAsyncContextManager[Host]: ...
 
 
@@ -244,7 +245,13 @@ async def open_node(
             node = Node(config, identity, clock=clock, rng=rng or random.Random())
             open_host = network or _libp2p()
             node.host = await stack.enter_async_context(
-                open_host(identity=identity, listen=config.listen, announce=config.announce, gate=node.gate)
+                open_host(
+                    identity=identity,
+                    listen=config.listen,
+                    announce=config.announce,
+                    gate=node.gate,
+                    metrics=node.metrics,
+                )
             )
             stack.callback(node.host.watch(node._watch))
             await _open_parts(node, stack, holder)

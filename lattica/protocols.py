@@ -23,9 +23,7 @@ SMALL_FRAME_BYTES: Final = 16 * KIB  # bounded by the number of calls: 4,096 of 
 MAX_METHOD_BYTES: Final = 256  # "service.method"
 MAX_NESTING: Final = 32  # containers in containers; deeper values are somebody's attack or somebody's bug
 MAX_TENSOR_DIMS: Final = 8  # no model here needs more
-MAX_FRAME_VALUES: Final = (
-    1024 * 1024
-)  # in one frame, tensors not: a Python object costs some 60 bytes, a byte on the wire
+MAX_FRAME_VALUES: Final = 1024 * 1024  # in one frame; a Python object costs some 60 bytes, a byte on the wire
 INLINE_BYTES: Final = 4 * KIB  # bytes values from this size travel behind the array, uncopied, as tensors do
 
 # Calls

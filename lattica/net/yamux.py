@@ -43,9 +43,7 @@ MAX_LINGERING: Final = 4096  # streams that we closed and the other side did not
 MAX_UNREAD_BYTES: Final = 64 * KIB * KIB  # of one connection; beyond it the fullest stream is reset
 MAX_REPLY_BYTES: Final = KIB * KIB  # pongs and resets that a peer makes us queue without reading them
 MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
-SHORT_BYTES: Final = (
-    16 * KIB
-)  # a stream that has no more to send goes first: a small call does not wait for bulk
+SHORT_BYTES: Final = 16 * KIB  # a stream that has no more to send does not wait behind bulk
 OVERTAKING_BYTES: Final = 64 * KIB  # what such streams may send in a row while others wait
 MIN_CUT_BYTES: Final = 4 * KIB  # a frame is not cut smaller than this to fill up a record
 QUEUE_BYTES: Final = 256 * KIB  # of one stream, waiting to be sent

@@ -103,8 +103,12 @@ class MemoryNetwork:
         listen: object = (),
         announce: object = (),
         gate: Gate | None = None,
+        metrics: object = None,
     ) -> AbstractAsyncContextManager[MemoryHost]:
-        """A host for a node, as an async context manager; its addresses are the network's own."""
+        """A host for a node, as an async context manager; its addresses are the network's own.
+
+        It moves nothing on a wire, so it has nothing to count in `metrics`.
+        """
         return asynccontextmanager(self._open)(identity, gate)
 
     async def _open(self, identity: Identity, gate: Gate | None) -> AsyncIterator[MemoryHost]:

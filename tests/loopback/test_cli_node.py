@@ -289,7 +289,9 @@ def test_logs_are_json_lines_and_metrics_are_served(start: Start) -> None:
     while told["event"] != "metrics are served":
         told = json.loads(node.process.stderr.readline())
     with urlopen(f"http://{told['address']}/metrics", timeout=30) as response:
-        assert b"lattica_peers 0.0" in response.read()
+        page = response.read()
+    assert b"lattica_peers 0.0" in page
+    assert b"lattica_net_connections 0.0" in page
 
 
 def test_a_metrics_port_in_use_is_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from lattica.telemetry import Metrics
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 HOLD = "/lattica/hold"
-DEAD_ADDRESS_SECONDS = 2.0  # what issue 4 allows
+DEAD_ADDRESS_SECONDS = 2.0  # what docs/robustness.md promises
 
 
 @asynccontextmanager
