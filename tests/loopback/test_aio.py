@@ -309,10 +309,15 @@ def test_ctrl_c_closes_cleanly() -> None:
             finally:
                 print("cancelled", flush=True)
 
+        async def tick():  # asyncio sleeps over a signal that comes just before its select, until something wakes it
+            while True:
+                await asyncio.sleep(0.05)
+
         async def main():
             async with lattica.aio.open_node(config) as server, lattica.aio.open_node(config) as node:
                 server.rpc.register(service)
                 await node.connect(server.addresses[0])
+                ticking = asyncio.create_task(tick())
                 await node.rpc.call(server.peer_id, "worker.sleep", timeout=None)
 
         asyncio.run(main())
@@ -321,9 +326,12 @@ def test_ctrl_c_closes_cleanly() -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "asleep\n"
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=30)
+        try:
+            assert process.stdout.readline() == "asleep\n"
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert out == "cancelled\n"
     assert error.splitlines()[-1] == "KeyboardInterrupt"
     assert process.returncode == -signal.SIGINT
