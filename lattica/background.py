@@ -29,6 +29,7 @@ Notify = Callable[[], None]
 
 EXIT_SECONDS: Final = 5.0  # for a node that nobody closed, when the interpreter exits
 _MAX_ITEMS: Final = 255  # taken beside the first one, so that the trio thread goes on with other work
+_LOOK_SECONDS: Final = 1.0  # Python sleeps over a signal that comes just before it waits, until the wait ends
 _THREAD: Final = "lattica"
 
 
@@ -161,7 +162,8 @@ class Background:
         job = Job(work, here.release)
         try:
             self.post(partial(self.submit, job))
-            here.acquire()
+            while not here.acquire(timeout=_LOOK_SECONDS):
+                pass
         except BaseException:  # Ctrl-C, or what another signal's handler raises
             with suppress(LatticaError):
                 self.post(job.cancel)
