@@ -275,6 +275,10 @@ class Held(Generic[T]):
                 self._inside.add(scope)
                 try:
                     return await function()
+                except StreamError:
+                    if not scope.cancel_called:
+                        raise
+                    # Else it was awake already when the block ended, and found its stream gone: the block says why.
                 finally:
                     self._inside.discard(scope)
         await self._ended.wait()

@@ -323,7 +323,7 @@ async def sleep(call):
         print("asleep", flush=True)
         await trio.sleep(600)
     finally:
-        print("cancelled", flush=True)
+        print("cancelled\\n", end="", flush=True)
 
 """
 
@@ -344,7 +344,7 @@ def test_ctrl_c_cancels_the_call_and_closes_cleanly() -> None:
                 try:
                     mesh.call(server.peer_id, "worker.sleep", timeout=None)
                 except KeyboardInterrupt:
-                    print("interrupted", len(mesh.peers()))
+                    print(f"interrupted {len(mesh.peers())}\\n", end="", flush=True)  # two threads print
                     raise
     """)
     assert process.stdout is not None
