@@ -14,6 +14,7 @@ from lattica import _native
 from lattica._native import WindowBudget
 from lattica.errors import LocalProtocolError, RemoteProtocolError
 from lattica.net.noise import MAX_PLAINTEXT_BYTES, NoiseSession
+from lattica.net.outgoing import Piece
 from lattica.net.windows import ReferenceBudget
 from lattica.net.yamux import (
     ENDED,
@@ -24,7 +25,6 @@ from lattica.net.yamux import (
     WENT_AWAY,
     WRITABLE,
     Event,
-    Piece,
     Yamux,
 )
 

@@ -8,13 +8,25 @@ Source: https://github.com/hashicorp/yamux/blob/master/spec.md and libp2p's spec
 
 from __future__ import annotations
 
-import struct
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
+from lattica.net.outgoing import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    HEADER,
+    PING,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+    Outgoing,
+    Piece,
+    StreamState,
+)
 from lattica.net.windows import (
     EXTRA_WINDOWS,
     INITIAL_WINDOW,
@@ -25,9 +37,6 @@ from lattica.net.windows import (
 )
 
 PROTOCOL = "/yamux/1.0.0"
-HEADER = struct.Struct("!BBHII")  # version, type, flags, stream id, length
-DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
-SYN, ACK, FIN, RST = 1, 2, 4, 8
 
 OPENED: Final = 0  # the other side opened a stream
 READABLE: Final = 1  # bytes came where none waited
@@ -41,31 +50,6 @@ Event = tuple[int, int, int]  # kind, stream, value
 MAX_INBOUND_STREAMS: Final = 4096 + 1024  # as many calls in flight as a peer may have, and its streams
 MAX_LINGERING: Final = 4096  # streams that we closed and the other side did not; the oldest is reset
 MAX_UNREAD_BYTES: Final = 64 * KIB * KIB  # of one connection; beyond it the fullest stream is reset
-MAX_REPLY_BYTES: Final = KIB * KIB  # pongs and resets that a peer makes us queue without reading them
-MAX_DATA_BYTES: Final = 65_519 - HEADER.size  # header and payload fill one noise record
-SHORT_BYTES: Final = 16 * KIB  # a stream that has no more to send does not wait behind bulk
-OVERTAKING_BYTES: Final = 64 * KIB  # what such streams may send in a row while others wait
-MIN_CUT_BYTES: Final = 4 * KIB  # a frame is not cut smaller than this to fill up a record
-QUEUE_BYTES: Final = 256 * KIB  # of one stream, waiting to be sent
-CROWDED_BYTES: Final = 4 * KIB * KIB  # when more waits on the connection, a stream may queue its share of it,
-CROWDED_QUEUE_BYTES: Final = 16 * KIB  # and this at least
-
-Piece = bytes | bytearray | memoryview
-
-
-@dataclass(slots=True)
-class _Stream:
-    window: ReceiveWindow
-    send_window: int = INITIAL_WINDOW
-    unread: bytearray = field(default_factory=bytearray)
-    queued: bytearray = field(default_factory=bytearray)
-    credit: int = 0  # granted, in a window update that waits to be sent
-    waiting: bool = False  # for its turn to send
-    blocked: bool = False  # a sender got less than it asked for
-    ending: bool = False  # by this side, once `queued` has left
-    ended_here: bool = False
-    ended_there: bool = False
-    unwanted: bool = False  # nobody reads any more: what arrives is dropped
 
 
 class Yamux:
@@ -76,24 +60,14 @@ class Yamux:
         self.rtt: float | None = None
         self.unread_bytes = 0
         self.inbound_streams = 0
-        self.output_bytes = 0
+        self.output = Outgoing()
         self._windows = windows
         self._extra = 0
         self._now = 0.0
         self._least_rtt: float | None = None
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, StreamState] = {}
         self._lingering: OrderedDict[int, None] = OrderedDict()
         self._next_id = 1 if initiator else 2
-        self._control: deque[tuple[bytes, int, bool]] = (
-            deque()
-        )  # a frame, or b"" and a stream to credit; a reply?
-        self._replies = 0  # of the control frames
-        self._turns: deque[int] = deque()  # streams that wait to send; those that were forgotten are skipped
-        self._short: deque[int] = deque()  # those of them that had little to send when they came
-        self._overtook = 0  # what these sent since one of the others did
-        self._senders = 0
-        self._queued = 0
-        self._served: set[int] = set()  # streams that sent since the last take_writable
         self._header = b""
         self._payload_stream = 0
         self._payload_left = 0
@@ -113,38 +87,34 @@ class Yamux:
         if stream >= 1 << 32:
             raise StreamError("this connection has used up its stream ids; connect again")
         self._next_id += 2
-        self._streams[stream] = _Stream(ReceiveWindow(self._now))
-        self._send_control(WINDOW_UPDATE, SYN, stream, 0)
+        self._streams[stream] = StreamState(ReceiveWindow(self._now))
+        self.output.control(WINDOW_UPDATE, SYN, stream, 0)
         return stream
 
     def send(self, stream: int, data: memoryview) -> int:
         state = self._writable(stream)
-        size = min(len(data), self._room(state))
+        size = min(len(data), self.output.room(state))
         if size:
-            self._queue(stream, state, data[:size])
+            self.output.payload(stream, state, data[:size])
         state.blocked = size < len(data)
         return size
 
     def send_all_or_nothing(self, stream: int, parts: Sequence[Piece]) -> bool:
         state = self._writable(stream)
-        if sum(map(len, parts)) > self._room(state):
+        if sum(map(len, parts)) > self.output.room(state):
             return False
         for part in parts:
             if part:
-                self._queue(stream, state, part)
+                self.output.payload(stream, state, part)
         return True
 
     def end(self, stream: int) -> None:
-        state = self._writable(stream)
-        state.ending = True
-        state.blocked = False
-        self.output_bytes += HEADER.size
-        self._wait_for_turn(stream, state)
+        self.output.end(stream, self._writable(stream))
 
     def reset(self, stream: int) -> None:
         if stream in self._streams:
             self._forget(stream)
-            self._send_control(WINDOW_UPDATE, RST, stream, 0)
+            self.output.control(WINDOW_UPDATE, RST, stream, 0)
 
     def read(self, stream: int, max_bytes: int) -> bytes:
         state = self._streams.get(stream)
@@ -182,12 +152,12 @@ class Yamux:
         if self._pinged_at is None:
             self._ping = (self._ping + 1) % (1 << 32)
             self._pinged_at = now
-            self._send_control(PING, SYN, 0, self._ping)
+            self.output.control(PING, SYN, 0, self._ping)
 
     def go_away(self, code: int) -> None:
-        self._send_control(GO_AWAY, 0, 0, code)
+        self.output.control(GO_AWAY, 0, 0, code)
 
-    def _writable(self, stream: int) -> _Stream:
+    def _writable(self, stream: int) -> StreamState:
         state = self._streams.get(stream)
         if state is None:
             raise StreamError("the stream is closed")
@@ -195,7 +165,7 @@ class Yamux:
             raise LocalProtocolError("the stream was ended by this side: nothing can be sent any more")
         return state
 
-    def _took(self, stream: int, state: _Stream, size: int) -> None:
+    def _took(self, stream: int, state: StreamState, size: int) -> None:
         if not size:
             return
         del state.unread[:size]
@@ -203,129 +173,19 @@ class Yamux:
         if state.ended_there:
             self._linger_or_forget(stream, state)
         elif credit := state.window.credit(len(state.unread)):
-            self._send_credit(stream, state, credit)
+            self.output.credit(stream, state, credit)
 
     # Output
 
+    @property
+    def output_bytes(self) -> int:
+        return self.output.bytes
+
     def record(self, room: int) -> list[Piece]:
-        """Whole frames of at most `room` bytes together, taken from the queues; none when nothing waits."""
-        pieces: list[Piece] = []
-        while self._control and room >= HEADER.size:
-            frame, credited, is_reply = self._control.popleft()
-            self._replies -= is_reply
-            if not frame:
-                state = self._streams.get(credited)
-                if state is None or not state.credit:
-                    continue
-                frame = HEADER.pack(0, WINDOW_UPDATE, 0, credited, state.credit)
-                state.credit = 0
-            pieces.append(frame)
-            room -= HEADER.size
-            self.output_bytes -= HEADER.size
-        while (turns := self._next_turns()) and room >= HEADER.size:
-            stream = turns[0]
-            state = self._streams.get(stream)
-            if state is None or not state.waiting:
-                turns.popleft()
-                continue
-            if turns is self._short and len(state.queued) > SHORT_BYTES:
-                self._turns.append(turns.popleft())  # it has more to send by now
-                continue
-            size = min(len(state.queued), MAX_DATA_BYTES)
-            if size:
-                fits = room - HEADER.size
-                if fits < min(size, MIN_CUT_BYTES):
-                    break
-                size = min(size, fits)
-                room -= HEADER.size + size
-                pieces += (HEADER.pack(0, DATA, 0, stream, size), bytes(state.queued[:size]))
-                del state.queued[:size]
-                self._queued -= size
-                self.output_bytes -= size
-                self._served.add(stream)
-            turns.popleft()
-            if turns is self._turns:
-                self._overtook = 0
-            elif self._turns:
-                self._overtook += HEADER.size + size
-            state.waiting = False
-            self._senders -= 1
-            if state.ending and not state.queued and room >= HEADER.size:
-                pieces.append(HEADER.pack(0, WINDOW_UPDATE, FIN, stream, 0))
-                room -= HEADER.size
-                self.output_bytes -= HEADER.size
-                state.ended_here = True
-                self._linger_or_forget(stream, state)
-            elif state.queued or state.ending:
-                self._wait_for_turn(stream, state)
-        return pieces
+        return self.output.record(room, self._streams, self._linger_or_forget)
 
     def take_writable(self) -> list[int]:
-        """Streams whose senders have room again since the last call, in the order of their ids."""
-        served, self._served = sorted(self._served), set()
-        return [stream for stream in served if self._unblock(self._streams.get(stream))]
-
-    def _room(self, state: _Stream) -> int:
-        return min(state.send_window, max(0, self._queue_limit() - len(state.queued)))
-
-    def _queue_limit(self) -> int:
-        if self._queued <= CROWDED_BYTES:
-            return QUEUE_BYTES
-        return min(QUEUE_BYTES, max(CROWDED_QUEUE_BYTES, CROWDED_BYTES // max(1, self._senders)))
-
-    def _unblock(self, state: _Stream | None) -> bool:
-        """Whether a refused sender should try again: when it pays, and the link never waits for it.
-
-        Alone that is when half its queue is free; while others have plenty to send, when all of it is.
-        """
-        if state is None or not state.blocked or not state.send_window:
-            return False
-        enough = 0 if self._queued > CROWDED_BYTES else QUEUE_BYTES // 2
-        if len(state.queued) > enough:
-            return False
-        state.blocked = False
-        return True
-
-    def _queue(self, stream: int, state: _Stream, data: Piece) -> None:
-        state.queued += data
-        state.send_window -= len(data)
-        self._queued += len(data)
-        self.output_bytes += len(data)
-        self._wait_for_turn(stream, state)
-
-    def _wait_for_turn(self, stream: int, state: _Stream) -> None:
-        if not state.waiting:
-            state.waiting = True
-            self._senders += 1
-            (self._short if len(state.queued) <= SHORT_BYTES else self._turns).append(stream)
-
-    def _next_turns(self) -> deque[int]:
-        """The queue whose first stream may send now."""
-        short_first = not self._turns or self._overtook < OVERTAKING_BYTES
-        return self._short if self._short and short_first else self._turns
-
-    def _send_control(
-        self, kind: int, flags: int, stream: int, length: int, *, is_reply: bool = False
-    ) -> None:
-        self._control.append((HEADER.pack(0, kind, flags, stream, length), 0, is_reply))
-        self.output_bytes += HEADER.size
-
-    def _reply(self, kind: int, flags: int, stream: int, length: int) -> None:
-        """Queue a frame that the other side made us send."""
-        if self._replies * HEADER.size >= MAX_REPLY_BYTES:
-            raise RemoteProtocolError("the peer sends without reading the replies")
-        self._replies += 1
-        self._send_control(kind, flags, stream, length, is_reply=True)
-
-    def _send_credit(self, stream: int, state: _Stream, credit: int) -> None:
-        """One update at a time waits for each stream, so a peer that doesn't read can't pile them up.
-
-        A peer that uses credit which it was not told yet could let it add up beyond what a frame says.
-        """
-        if not state.credit:
-            self._control.append((b"", stream, False))
-            self.output_bytes += HEADER.size
-        state.credit = min(state.credit + credit, 0xFFFFFFFF)
+        return self.output.take_writable(self._streams)
 
     # What the other side does
 
@@ -376,13 +236,13 @@ class Yamux:
             if state.send_window + length >= 1 << 32:
                 raise RemoteProtocolError("a yamux window of more than 2^32 bytes")
             state.send_window += length
-            if self._unblock(state):
+            if self.output.unblock(state):
                 events.append((WRITABLE, stream, 0))
         self._finish(stream, flags, events)
 
     def _pinged(self, flags: int, value: int, events: list[Event]) -> None:
         if flags & SYN:
-            self._reply(PING, ACK, 0, value)
+            self.output.reply(PING, ACK, 0, value)
         elif flags & ACK and self._pinged_at is not None and value == self._ping:
             took = max(0.0, self._now - self._pinged_at)
             self._pinged_at = None
@@ -396,14 +256,14 @@ class Yamux:
         if stream in self._streams:
             raise RemoteProtocolError(f"the peer opened yamux stream {stream} twice")
         if self.inbound_streams >= MAX_INBOUND_STREAMS:
-            self._reply(WINDOW_UPDATE, RST, stream, 0)
+            self.output.reply(WINDOW_UPDATE, RST, stream, 0)
             return
-        self._reply(WINDOW_UPDATE, ACK, stream, 0)
+        self.output.reply(WINDOW_UPDATE, ACK, stream, 0)
         self.inbound_streams += 1
-        self._streams[stream] = _Stream(ReceiveWindow(self._now))
+        self._streams[stream] = StreamState(ReceiveWindow(self._now))
         events.append((OPENED, stream, 0))
 
-    def _announce(self, stream: int, state: _Stream | None, length: int) -> None:
+    def _announce(self, stream: int, state: StreamState | None, length: int) -> None:
         """A frame of `length` bytes follows."""
         if state is None:
             if length > MAX_WINDOW:  # of a stream that we have forgotten
@@ -422,7 +282,7 @@ class Yamux:
             if growth:
                 self._extra += growth
                 window.grow(growth)
-                self._send_credit(stream, state, growth)
+                self.output.credit(stream, state, growth)
 
     def _deliver(self, data: bytes, events: list[Event]) -> None:
         stream = self._payload_stream
@@ -444,7 +304,7 @@ class Yamux:
         """The connection lives, and its other streams; whoever wrote to this one sees that it broke."""
         stream = max(self._streams, key=lambda stream: (len(self._streams[stream].unread), -stream))
         self._forget(stream)
-        self._reply(WINDOW_UPDATE, RST, stream, 0)
+        self.output.reply(WINDOW_UPDATE, RST, stream, 0)
         events.append((RESET, stream, 1))
 
     def _finish(self, stream: int, flags: int, events: list[Event]) -> None:
@@ -462,7 +322,7 @@ class Yamux:
 
     # The end of streams
 
-    def _linger_or_forget(self, stream: int, state: _Stream) -> None:
+    def _linger_or_forget(self, stream: int, state: StreamState) -> None:
         if not state.ended_here:
             return
         if state.ended_there and not state.unread:
@@ -476,10 +336,7 @@ class Yamux:
         state = self._streams.pop(stream)
         self._lingering.pop(stream, None)
         self.unread_bytes -= len(state.unread)
-        self._queued -= len(state.queued)
-        self._senders -= state.waiting
-        unsent_frames = (state.ending and not state.ended_here) + (state.credit > 0)
-        self.output_bytes -= len(state.queued) + HEADER.size * unsent_frames
+        self.output.forget(state)
         growth = state.window.size - INITIAL_WINDOW
         self._extra -= growth
         self._windows.give_back(growth)

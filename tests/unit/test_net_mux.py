@@ -7,7 +7,7 @@ import pytest
 
 from lattica import _native
 from lattica.errors import LocalProtocolError, RemoteProtocolError, StreamError
-from lattica.net import yamux as yamux
+from lattica.net import outgoing, yamux
 from lattica.net.mux import (
     ENDED,
     OPENED,
@@ -370,12 +370,12 @@ def test_a_peer_that_never_reads_its_answers_is_cut_off(two: Side) -> None:
     with pytest.raises(RemoteProtocolError, match="reading"):
         for _ in range(20):
             peer.say(pings)
-    assert two.mux.output_bytes <= yamux.MAX_REPLY_BYTES + HEADER.size
+    assert two.mux.output_bytes <= outgoing.MAX_REPLY_BYTES + HEADER.size
 
 
 def test_a_peer_that_reads_its_answers_may_ping_for_ever(two: Side) -> None:
     peer = Peer(two.mux)
-    count = yamux.MAX_REPLY_BYTES // HEADER.size // 4
+    count = outgoing.MAX_REPLY_BYTES // HEADER.size // 4
     for _ in range(5):
         peer.say(frame(yamux.PING, yamux.SYN, 0, 1) * count)
         assert peer.heard() == [(yamux.PING, yamux.ACK, 0, 1)] * count
@@ -461,20 +461,24 @@ def test_small_messages_do_not_hold_bulk_back_for_ever(one: Side, two: Side) -> 
     bulk = one.mux.open_stream()
     one.mux.send(bulk, bytes(INITIAL_WINDOW))
     for _ in range(40):
-        one.mux.send(one.mux.open_stream(), bytes(yamux.SHORT_BYTES))
+        one.mux.send(one.mux.open_stream(), bytes(outgoing.SHORT_BYTES))
     data = [(stream, length) for kind, stream, length in frames_in_order(one) if kind == yamux.DATA]
     first = next(at for at, (stream, _) in enumerate(data) if stream == bulk)
     overtaken_by = sum(HEADER.size + (length or 0) for _, length in data[:first])
-    assert yamux.OVERTAKING_BYTES <= overtaken_by < yamux.OVERTAKING_BYTES + yamux.SHORT_BYTES + HEADER.size
+    assert (
+        outgoing.OVERTAKING_BYTES
+        <= overtaken_by
+        < outgoing.OVERTAKING_BYTES + outgoing.SHORT_BYTES + HEADER.size
+    )
 
 
 def test_queues_are_bounded_and_a_refused_sender_hears_when_there_is_room(one: Side, two: Side) -> None:
     streams = [opened(one, two) for _ in range(300)]
     taken = [one.mux.send(stream, bytes(2 * INITIAL_WINDOW)) for stream in streams]
-    plenty = yamux.CROWDED_BYTES // yamux.QUEUE_BYTES + 1
-    assert taken[:plenty] == [yamux.QUEUE_BYTES] * plenty
+    plenty = outgoing.CROWDED_BYTES // outgoing.QUEUE_BYTES + 1
+    assert taken[:plenty] == [outgoing.QUEUE_BYTES] * plenty
     assert taken[plenty:] == sorted(taken[plenty:], reverse=True)
-    assert taken[-1] == yamux.CROWDED_QUEUE_BYTES
+    assert taken[-1] == outgoing.CROWDED_QUEUE_BYTES
     assert not one.mux.send_all_or_nothing(streams[-1], [b"x"])
     one.move(two)
     assert one.writable == streams[plenty:]  # the others have no window left
@@ -487,8 +491,8 @@ def test_a_sender_among_many_is_woken_once_for_its_share(one: Side, two: Side) -
         one.mux.send(stream, bytes(2 * INITIAL_WINDOW))
     while not one.writable:
         one.output(1)
-    share = yamux.CROWDED_BYTES // 64
-    assert share == 4 * yamux.CROWDED_QUEUE_BYTES
+    share = outgoing.CROWDED_BYTES // 64
+    assert share == 4 * outgoing.CROWDED_QUEUE_BYTES
     assert all(one.mux.send(stream, bytes(INITIAL_WINDOW)) >= share for stream in one.writable)
 
 

@@ -103,7 +103,7 @@ def _check(machine: yamux.Yamux) -> None:
     """The sums that the machine keeps, against what they are sums of."""
     streams = machine._streams
     assert machine.unread_bytes == sum(len(state.unread) for state in streams.values())
-    assert machine._queued == sum(len(state.queued) for state in streams.values())
+    assert machine.output.queued == sum(len(state.queued) for state in streams.values())
     assert machine.inbound_streams == sum(stream % 2 for stream in streams)
     assert machine._extra == sum(state.window.size - INITIAL_WINDOW for state in streams.values())
     for state in streams.values():
