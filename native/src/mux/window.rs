@@ -147,11 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_is_used_up_within_two_round_trips_grows_and_a_slower_one_does_not() {
-        for (seconds, grows) in [(0.19, true), (0.21, false)] {
+    fn an_easy_window_grows_and_a_larger_one_only_when_it_is_used_up_within_two_round_trips() {
+        for (size, seconds, grows) in [
+            (INITIAL_WINDOW, 10.0, true),
+            (EASY_WINDOW, 0.19, true),
+            (EASY_WINDOW, 0.21, false),
+        ] {
             let mut window = ReceiveWindow::new(0.0);
-            window.left = 0;
-            assert_eq!(window.credit(0), INITIAL_WINDOW);
+            (window.size, window.left) = (size, 0);
+            assert_eq!(window.credit(0), size);
             assert_eq!(window.wants_growth(seconds, Some(0.1)), grows);
         }
     }
