@@ -278,6 +278,29 @@ async def test_what_tasks_send_in_one_pass_leaves_in_one_call() -> None:
         assert client.traffic.sent_bytes - before < frames + 100  # a few records, not a hundred
 
 
+async def test_the_first_answers_to_what_came_in_one_read_leave_before_the_last_is_handed_out() -> None:
+    """Or else two ends with many calls in flight take turns instead of working at once."""
+    sent_before: list[int] = []
+
+    async def answer(stream: MuxedStream) -> None:
+        await stream.receive_some()
+        sent_before.append(server.host.traffic.sent_bytes)
+        await stream.send_all(b"y")
+
+    async with connected() as (server, client):
+        pairs = [await held_pair(server, client) for _ in range(64)]
+        async with trio.open_nursery() as nursery:
+            for _, theirs in pairs:
+                nursery.start_soon(answer, theirs)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            for ours, _ in pairs:
+                nursery.start_soon(ours.send_all, b"x")
+    assert len(sent_before) == 64
+    assert 2 <= len(set(sent_before)) <= 8, (
+        sent_before
+    )  # shares of 32, or what a read cut in two makes of them
+
+
 async def test_a_small_call_waits_for_few_frames_of_a_bulk_stream_beside_it() -> None:
     """In bytes and not in seconds: what of the bulk stream arrives between a call and its answer."""
     passed = []
