@@ -159,7 +159,7 @@ def hold(settings: dict[str, float]) -> None:
             break
         for (source, target), way in ways.items():
             if source in ready:
-                for packet in _packets(source, mtu):
+                for packet in packets(source, mtu):
                     way.take(packet, time.monotonic())
             for packet in way.arrived(time.monotonic()):
                 os.write(target, packet)
@@ -168,23 +168,29 @@ def hold(settings: dict[str, float]) -> None:
     print(json.dumps({"forwarded": forwarded, **counts}), flush=True)
 
 
-def _packets(tun: int, mtu: int) -> Iterator[bytes]:
+def packets(tun: int, mtu: int) -> Iterator[bytes]:
+    """What has come to a TUN device, as many as one turn takes."""
     with contextlib.suppress(BlockingIOError):
         for _ in range(_BATCH_PACKETS):
             yield os.read(tun, mtu)
 
 
+def make_tun(name: str, address: str, mtu: int) -> int:
+    """A TUN device in this process's namespace, by its descriptor; `address` as `ip address add` reads it."""
+    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    for words in (
+        f"ip address add {address} dev {name}",
+        f"ip link set dev {name} mtu {mtu} txqueuelen {_KERNEL_QUEUE_PACKETS} up",
+    ):
+        subprocess.run(words.split(), check=True, stdout=subprocess.DEVNULL)
+    return tun
+
+
 def _make_end(own: str, other: str, mtu: int) -> tuple[int, int]:
     """A fresh namespace with a TUN device: the descriptors of the device and of the namespace."""
     namespaces.enter_fresh()
-    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", b"wire", _IFF_TUN | _IFF_NO_PI))
-    for words in (
-        f"ip address add {own} peer {other} dev wire",
-        f"ip link set dev wire mtu {mtu} txqueuelen {_KERNEL_QUEUE_PACKETS} up",
-    ):
-        subprocess.run(words.split(), check=True, stdout=subprocess.DEVNULL)
-    return tun, os.open("/proc/self/ns/net", os.O_RDONLY)
+    return make_tun("wire", f"{own} peer {other}", mtu), os.open("/proc/self/ns/net", os.O_RDONLY)
 
 
 def run(link: DelayedLink, left: Sequence[str], right: Sequence[str]) -> int:
