@@ -1,13 +1,12 @@
 """A libp2p peer as a `lattica.net.api.Host`: starts it, stops it, and keeps what it learns of its peers.
 
-Connections, streams and the table of handlers are ours; of libp2p we use what goes over the wire (identify's and
+Connections and streams are ours; of libp2p we use what goes over the wire (identify's and
 Noise's messages, kinds of keys). Its Swarm and BasicHost cost about 1 ms an inbound stream and two tasks a connection,
 and what they do beyond that is what `compat` would have to take away again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -17,20 +16,18 @@ from multiaddr import Multiaddr
 
 from lattica.errors import (
     DialError,
-    LocalProtocolError,
-    NetworkError,
-    RemoteProtocolError,
     StreamError,
     UnreachableError,
     single_error,
 )
 from lattica.ids import PeerId
-from lattica.net import compat, identify, multistream
+from lattica.net import compat, identify
 from lattica.net.addresses import dialable, expanded, parsed, target
 from lattica.net.api import Peer, PeerListener, StreamHandler
 from lattica.net.attend import Attendant
 from lattica.net.connection import MuxedConnection, Traffic
 from lattica.net.dial import SharedDial, first_of
+from lattica.net.handlers import Gate, Handlers
 from lattica.net.identity import Identity
 from lattica.net.mux import WindowBudget
 from lattica.net.peers import PeerTable
@@ -38,7 +35,6 @@ from lattica.net.stream import MuxedStream
 from lattica.net.traffic import count
 from lattica.net.transport import Transport
 from lattica.protocols import (
-    GATED_PREFIX,
     HANDSHAKE_TIMEOUT_SECONDS,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_PEER,
@@ -51,8 +47,6 @@ log = logging.getLogger("lattica.net")
 AGENT = "lattica/0.1.0"
 CHECK_SECONDS = 1.0  # between two looks at all connections: far below the limits of their pings
 CLOSE_SECONDS = 2.0  # for the last frames of all connections together, when the host stops
-
-Gate = Callable[[PeerId, str], bool]
 
 
 @asynccontextmanager
@@ -74,8 +68,7 @@ async def open_host(
         listen: multiaddrs such as /ip4/0.0.0.0/tcp/4001; port 0 takes a free one. Empty: only dials.
         announce: what peers are told instead of the addresses that we listen on.
         agent: what peers are told that we run.
-        gate: asked with (peer, protocol) before a handler sees an inbound stream under /lattica/; False resets
-            the stream. None lets everybody in. Must not wait.
+        gate: who may use protocols under /lattica/; see `Handlers`. None lets everybody in.
         max_connections, max_connections_per_peer: new ones beyond are closed, old ones stay.
         max_window_growth_bytes: what the receive windows of all connections together may grow by.
         metrics: where bytes, streams and connections are counted.
@@ -140,14 +133,13 @@ class MeshHost:
         self._nursery = nursery
         self._announce = announce
         self._bound = transport.bound
-        self._gate = gate
         self._max_connections = max_connections
         self._max_connections_per_peer = max_connections_per_peer
         self._table = PeerTable()
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
         self._count = 0
         self._dials: dict[PeerId, SharedDial[MuxedConnection]] = {}
-        self._handlers: dict[str, StreamHandler] = {}
+        self._handlers = Handlers(gate)
         self._listeners: list[PeerListener] = []
         self._closing = False
         self._attendant = Attendant(self, nursery, agent=agent)
@@ -173,7 +165,7 @@ class MeshHost:
     @property
     def protocols(self) -> list[str]:
         """Every protocol that we serve, libp2p's among them."""
-        return list(self._handlers)
+        return self._handlers.protocols
 
     @property
     def transport(self) -> Transport:
@@ -365,52 +357,17 @@ class MeshHost:
         return stream
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
-        if protocol in self._handlers:
-            raise LocalProtocolError(f"{protocol} is served already")
-        self._handlers[protocol] = handler
+        self._handlers.add(protocol, handler)
         if self._connections:
             self._attendant.changed()
 
     def unserve(self, protocol: str) -> None:
-        self._handlers.pop(protocol, None)
+        self._handlers.remove(protocol)
         self._attendant.changed()
 
     def stream_opened(self, stream: MuxedStream) -> None:
-        """A peer opened a stream: negotiate and handle it in a task of its own."""
-        self._nursery.start_soon(self._handle, stream)
-
-    async def _handle(self, stream: MuxedStream) -> None:
-        """Run a stream's handler; whatever that does, only this stream ends. Raises nothing but Cancelled."""
-        finished = False
-        try:
-            handler = await self._agree(stream)
-            if handler is not None:
-                await handler(stream)
-                finished = True
-        except (NetworkError, RemoteProtocolError, trio.TooSlowError) as error:
-            log.debug("a stream of %s ended: %s", stream.peer, error or type(error).__name__)
-        except Exception:
-            log.exception("the handler of %s failed on a stream of %s", stream.protocol, stream.peer)
-        finally:
-            if finished:
-                stream.close()
-            else:
-                stream.reset()
-
-    async def _agree(self, stream: MuxedStream) -> StreamHandler | None:
-        """What handles the protocol that the peer chose; None when the gate refused."""
-        with trio.fail_after(HANDSHAKE_TIMEOUT_SECONDS):
-            protocol, early = await multistream.answer(_Answering(stream), self._handlers)
-        stream.unread(early)
-        stream.protocol = protocol
-        if (
-            self._gate is not None
-            and protocol.startswith(GATED_PREFIX)
-            and not self._gate(stream.peer, protocol)
-        ):
-            log.info("refused a stream of %s under %s", stream.peer, protocol)
-            return None
-        return self._handlers.get(protocol)  # None: unserved while the peer was choosing
+        """A peer opened a stream: handle it in a task of its own."""
+        self._nursery.start_soon(self._handlers.handle, stream)
 
     async def ping(self, peer: PeerId) -> float:
         rtt = await self._attendant.ping(await self._connection(peer))
@@ -427,21 +384,3 @@ class MeshHost:
                     nursery.start_soon(connection.close)
         for connection in self.connections():
             connection.abort("this node stopped")
-
-
-class _Answering:
-    """An inbound stream while its protocol is agreed on.
-
-    The proposal and the data behind it may be a peer's last words: that it can hear no answer is no reason not to
-    hand them on.
-    """
-
-    def __init__(self, stream: MuxedStream) -> None:
-        self._stream = stream
-
-    async def send_all(self, data: bytes) -> None:
-        with contextlib.suppress(StreamError):
-            await self._stream.send_all(data)
-
-    async def receive_some(self, max_bytes: int) -> bytes:
-        return await self._stream.receive_some(max_bytes)
