@@ -30,7 +30,7 @@ MAX_READ_BYTES: Final = 120 * KIB  # from 128 KiB on malloc takes fresh pages ea
 MIN_BATCH_BYTES: Final = 64 * KIB  # sealed and sent at once; doubled while the socket takes it
 MAX_BATCH_BYTES: Final = 128 * KIB
 FIRST_PINGS: Final = 5  # in a row: windows grow by the least round trip, and a start is busy
-MIN_SHARE: Final = 8  # of the events of one read that are handed out before the writer's next turn
+MIN_SHARE: Final = 8  # of a read's readers that are woken before the writer's next turn
 MAX_SHARE: Final = 32
 CLOSE_SECONDS: Final = 1.0  # for the last frames to leave, and for the other side to hang up
 BROKE_PROTOCOL: Final = 1  # GO_AWAY's code
@@ -122,7 +122,7 @@ class MuxedConnection:
         sock, machine = self._sock, self.mux
         size = MIN_READ_BYTES
         try:
-            self._dispatch(machine.start(self._early))
+            await self._wake(self._dispatch(machine.start(self._early)))
             self._ping(trio.current_time())
             while not self.is_closed:
                 await trio.lowlevel.wait_readable(sock.fileno())
@@ -140,7 +140,7 @@ class MuxedConnection:
                 now = self.heard = trio.current_time()
                 self._pinged, self.spoke = None, False
                 self._traffic.received_bytes += len(data)
-                await self._hand_out(machine.receive(data, now))
+                await self._wake(self._dispatch(machine.receive(data, now)))
         except RemoteProtocolError as error:
             log.info("closing the connection to %s: %s", self.peer, error)
             machine.go_away(BROKE_PROTOCOL)
@@ -152,17 +152,17 @@ class MuxedConnection:
         except trio.ClosedResourceError:  # `abort` did it
             return
 
-    async def _hand_out(self, events: list[mux.Event]) -> None:
+    async def _wake(self, heard: list[MuxedStream]) -> None:
         """Wake the readers of one read in shares: the other end works on what the first one led to while the second is
         at work here. Woken all at once, two ends with many calls in flight take turns, and each idles half of the time.
         """
-        share = min(MAX_SHARE, max(MIN_SHARE, len(events) // 2))
-        for start in range(0, max(1, len(events)), share):
+        share = min(MAX_SHARE, max(MIN_SHARE, len(heard) // 2))
+        for start in range(0, len(heard), share):
             if start:
                 await trio.lowlevel.checkpoint()
-                if self.is_closed:
-                    return
-            self._dispatch(events[start : start + share])
+            for stream in heard[start : start + share]:
+                if not stream.arrived():
+                    self._short.append(stream)
 
     async def _write(self) -> None:
         try:
@@ -222,8 +222,9 @@ class MuxedConnection:
             self._batch = min(2 * self._batch, MAX_BATCH_BYTES)
         return True
 
-    def _dispatch(self, events: list[mux.Event]) -> None:
-        short, self._short = self._short, []  # whose readers wait for more than had come
+    def _dispatch(self, events: list[mux.Event]) -> list[MuxedStream]:
+        """Tell all streams at once what changed for them, but whose bytes came: those are returned."""
+        heard, self._short = self._short, []  # those whose readers wait for more than had come hear it too
         streams = self._streams
         for kind, stream_id, value in events:
             stream = streams.get(stream_id)
@@ -242,8 +243,7 @@ class MuxedConnection:
                     self._went_away(value)
             elif kind == mux.READABLE:
                 stream.was_heard = True
-                if not stream.arrived():
-                    self._short.append(stream)
+                heard.append(stream)
             elif kind == mux.WRITABLE:
                 stream.writable()
             elif kind == mux.ENDED:
@@ -256,9 +256,8 @@ class MuxedConnection:
                     if value
                     else "the other side reset the stream"
                 )
-        if short:
-            self._short += [stream for stream in short if not stream.arrived()]
         self.flush_soon()
+        return heard
 
     def _went_away(self, code: int) -> None:
         """The other side takes no more streams. One that says it with an error may go on with those that it has:
