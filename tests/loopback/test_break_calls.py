@@ -18,7 +18,7 @@ INTERVALS = {
     "lattica.net.connection:PING_SOONER_SECONDS": 0.1,
     "lattica.net.connection:PING_TIMEOUT_SECONDS": 0.7,
     "lattica.net.host:CHECK_SECONDS": 0.05,
-    "lattica.net.host:HANDSHAKE_TIMEOUT_SECONDS": 0.7,
+    "lattica.net.handlers:HANDSHAKE_TIMEOUT_SECONDS": 0.7,
     "lattica.net.transport:HANDSHAKE_TIMEOUT_SECONDS": 0.7,
     "lattica.net.sockets:PING_TIMEOUT_SECONDS": 0.7,
     "lattica.net.attend:PING_IDLE_SECONDS": 0.7,

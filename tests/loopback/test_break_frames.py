@@ -38,7 +38,7 @@ HANDSHAKE_SECONDS = 2.0  # in the node; a negotiation that stalls ends then
 FORGED_BYTES = 16 * MIB  # what 500 forged lengths may cost, where they announce 60 MiB each
 
 SHORTER = {
-    "lattica.net.host:HANDSHAKE_TIMEOUT_SECONDS": HANDSHAKE_SECONDS,
+    "lattica.net.handlers:HANDSHAKE_TIMEOUT_SECONDS": HANDSHAKE_SECONDS,
     "lattica.net.attend:IDENTIFY_TIMEOUT_SECONDS": HANDSHAKE_SECONDS,
 }
 
